@@ -1,0 +1,148 @@
+"Everything that must hold for a commit. Prints one line a check; the last line is `N passed, N failed`."
+import json, os, re, signal, subprocess, sys, tempfile, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+TMP = tempfile.TemporaryDirectory(prefix='vpstudy-test-')
+ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'VPSTUDY_DATA': f'{TMP.name}/data',
+       'VPSTUDY_THREADS': '1', 'OMP_NUM_THREADS': '1'} # parts run two at a time, each on one core
+SMOKE = '-p backbone glyphs_smoke -p epochs 2 -p modes flm,lp'.split()
+results = []
+
+part = threading.local() # lines of the part that runs in this thread, printed together
+
+def check(name, ok, why=''):
+    "Count one check and keep its line"
+    results.append(bool(ok))
+    part.lines.append(f'{"ok    " if ok else "FAILED"} {name}' + ('' if ok else f'\n       {str(why).strip()[-3000:]}'))
+
+def run(*args, cwd=TOP, **env): return subprocess.run(args, cwd=cwd, env={**ENV, **env}, capture_output=True, text=True)
+
+def snapshot(*patterns): return {p: sha256(p.read_bytes()).hexdigest() for pattern in patterns for p in TOP.glob(pattern)}
+
+def clean_and_exported():
+    "nbdev_clean and nbdev_export change nothing; the README says what index.ipynb says"
+    files = 'nbs/**/*.ipynb', 'vpstudy/*.py'
+    before = snapshot(*files)
+    out = [run('nbdev_clean'), run('nbdev_export')]
+    after = snapshot(*files)
+    changed = [str(p.relative_to(TOP)) for p in before | after if before.get(p) != after.get(p)]
+    check('nbdev_clean and nbdev_export leave no difference', not changed and all(o.returncode == 0 for o in out), changed or out[0].stderr + out[1].stderr)
+    r = run('make', '--silent', f'VENV={BIN.parent}', 'check-readme')
+    check('README.md is nbs/index.ipynb', r.returncode == 0, r.stdout + r.stderr)
+    large = [p.name for p in before if p.suffix == '.ipynb' and p.stat().st_size > 1_500_000]
+    check('no notebook is over 1.5 MB', not large, large)
+    def pictures(nb): return sum('image/png' in o.get('data', {}) for c in json.loads((TOP/'nbs'/nb).read_text())['cells'] for o in c.get('outputs', []))
+    without = [nb for nb in ('10_backbones.ipynb', '14_compress.ipynb', '20_targets.ipynb', '25_transfer.ipynb', 'report_study.ipynb') if not pictures(nb)]
+    check('saved outputs show the pictures', not without, without)
+
+def notebooks():
+    "Plain nbdev_test from the top, and how many notebooks it ran"
+    names = {p.name for p in (TOP/'nbs').rglob('*.ipynb') if not p.name.startswith('_') and '.ipynb_checkpoints' not in p.parts}
+    r = run('nbdev_test', '--do_print', '--n_workers', '1')
+    done = {Path(m).name for m in re.findall(r'- Completed (\S+)', r.stdout)}
+    failed = set(re.findall(r'^\t(\S+\.ipynb)$', r.stderr + r.stdout, re.M))
+    for n in sorted(names): check(f'nbs/{n}', n in done and n not in failed, r.stderr if n in failed else 'did not run')
+    check(f'nbdev_test ran {len(done)} of {len(names)} notebooks, rc {r.returncode}', done == names and r.returncode == 0, r.stderr)
+
+def records(where): return {p.stem: json.loads(p.read_text()) for p in Path(where).glob('*/*.json')}
+
+def papermill(*args, cwd=TOP/'nbs', notebook='run.ipynb'):
+    return run('papermill', str(notebook), f'{TMP.name}/{time.monotonic_ns()}.ipynb', *args, cwd=cwd)
+
+def good_parameters():
+    for cwd, notebook in ((TOP/'nbs', 'run.ipynb'), (TOP, 'nbs/run.ipynb')):
+        where = tempfile.mkdtemp(dir=TMP.name)
+        r = papermill('-p', 'sparsity', '0.9', '-p', 'shots', '1', '-p', 'seeds', '0', '-p', 'records', where, *SMOKE, cwd=cwd, notebook=notebook)
+        said = {d['setting']['sparsity'] for d in records(where).values()}
+        check(f'papermill {notebook} -p sparsity 0.9: two records that say 0.9', r.returncode == 0 and said == {.9} and len(records(where)) == 2, r.stderr or said)
+
+BAD = { # arguments -> what the last line has to name: the value, and what is allowed
+    '-p sparsityy 0.9': ("'sparsityy' (= 0.9)", 'allowed are: backbone'),
+    '-p sparsity 1.5': ('sparsity=1.5', 'from 0 up to'),
+    '-p sparsity hello': ("sparsity='hello'", 'a number'),
+    '-p targets mnits': ("'mnits'", 'digits'),
+    '-p shots 0': ('shots=0', '1 or more'),
+    '-p method dense -p sparsity 0.9': ('sparsity=0.9', "'dense' has no parameters"),
+    '-p size 32': ('size=32', 'from 1 to 31'),
+    '-p modes ilm,magic': ("'magic'", 'rlm, flm, ilm, lp'),
+}
+
+def bad_parameters():
+    where = tempfile.mkdtemp(dir=TMP.name)
+    untagged = Path(TMP.name)/'untagged.ipynb'
+    untagged.write_text((TOP/'nbs/run.ipynb').read_text().replace('"parameters"', '"other"'))
+    cases = [*[(a, a.split(), 'run.ipynb', want) for a, want in BAD.items()], ('the parameters tag removed, -p sparsity 0.9', ['-p', 'sparsity', '0.9'], untagged, ('sparsity = 0.9', "tag"))]
+    for name, args, notebook, want in cases:
+        r = papermill(*args, '-p', 'records', where, notebook=notebook)
+        last = (r.stderr.strip().splitlines() or [''])[-1]
+        check(f'papermill {name}: rc {r.returncode}, {last}', r.returncode != 0 and all(w in last for w in want), r.stderr)
+    check('none of them wrote a record', not records(where), records(where).keys())
+
+def kill_and_resume():
+    "kill -9 in the middle and start again: the same records as undisturbed, no half file, only missing trials run"
+    args = [*SMOKE, '-p', 'epochs', '40', '-p', 'shots', '1,10', '-p', 'seeds', '0,1']
+    calm, killed = (tempfile.mkdtemp(dir=TMP.name) for _ in range(2))
+    r = papermill(*args, '-p', 'records', calm)
+    want = records(calm)
+    check('an undisturbed run writes 8 records', r.returncode == 0 and len(want) == 8, r.stderr)
+    p = subprocess.Popen(['papermill', 'run.ipynb', f'{TMP.name}/killed.ipynb', *args, '-p', 'records', killed], cwd=TOP/'nbs', env={**ENV, 'VPSTUDY_THREADS': '2'}, start_new_session=True, stderr=subprocess.DEVNULL)
+    while p.poll() is None and len(records(killed)) < 3: time.sleep(.05)
+    os.killpg(p.pid, signal.SIGKILL); p.wait(); time.sleep(2)
+    early = {f: f.stat().st_mtime_ns for f in Path(killed).glob('*/*.json')}
+    check(f'kill -9 after {len(early)} of 8 records', 0 < len(early) < 8, len(early))
+    r = papermill(*args, '-p', 'records', killed)
+    got = records(killed)
+    check('started again, the run ends with the same metrics to the last digit', r.returncode == 0 and {k: v['metrics'] for k, v in got.items()} == {k: v['metrics'] for k, v in want.items()}, r.stderr)
+    check('and the same logits', {k: v['logits']['sha256'] for k, v in got.items()} == {k: v['logits']['sha256'] for k, v in want.items()})
+    check('finished trials were not touched', all(f.stat().st_mtime_ns == t for f, t in early.items()))
+    left = [f.name for f in Path(killed).rglob('*') if f.is_file() and f.suffix not in ('.json', '.safetensors')]
+    whole = {f.stem for f in Path(killed).rglob('*.safetensors')} == set(got)
+    check('no half file is left', whole and not left, left)
+
+def study_and_report():
+    "A study file from nothing to its page, and again"
+    study, where = Path(TMP.name)/'smoke.yaml', Path(TMP.name)/'study'/'records'
+    study.write_text('report: report_study.ipynb\ncommon: {backbone: glyphs_smoke, shots: [1, 10], seeds: [0, 1], epochs: 2, modes: [ilm, lp]}\nsettings:\n- {method: dense}\n- {method: gmp, sparsity: 0.9}\n')
+    code = f"from vpstudy.study import run_study, make_report; print(run_study({str(study)!r}, {str(where)!r}, figures={TMP.name + '/figures'!r}))"
+    r = run(sys.executable, '-c', code)
+    check('a study of two settings runs and reports: 16 trials', r.returncode == 0 and len(records(where)) == 16 and "'missing': 0" in r.stdout, r.stderr)
+    made = {p.name for p in Path(TMP.name, 'figures').glob('*')}
+    want = {f'{n}.{e}' for n in ('accuracy_by_shots', 'ece_by_shots', 'reliability_diagrams', 'mapping_picture', 'difference_by_shots') for e in ('png', 'svg')} | {'report_study.html'}
+    check('with all its figures and the page', made == want, made ^ want)
+    stamps = {p: p.stat().st_mtime_ns for p in where.rglob('*') if p.is_file()}
+    next(where.glob('*/*.json')).unlink(); gone = len(records(where))
+    r = run('vpstudy_study', 'status', str(study), '--records', str(where), '--json')
+    check('status says what is missing', gone == 15 and json.loads(r.stdout or '{}') == dict(settings=2, trials=16, done=15, missing=1), r.stdout + r.stderr)
+    r = run(sys.executable, '-c', code)
+    again = {p: p.stat().st_mtime_ns for p in where.rglob('*.json')}
+    check('run again, only the missing trial is run', r.returncode == 0 and sum(stamps.get(p) != t for p, t in again.items()) == 1, r.stderr)
+    r = run('vpstudy_study', 'run', 'nowhere.yaml')
+    check('a study file that is not there: one line, rc 1', r.returncode == 1 and r.stderr.startswith("vpstudy_study: study file 'nowhere.yaml'") and r.stderr.count('\n') == 1, r.stderr)
+
+def in_jupyter():
+    "A notebook runs through nbclient, as JupyterLab would run it, and shows its pictures"
+    code = '''
+import nbformat, nbclient
+nb = nbformat.read("nbs/20_targets.ipynb", 4)
+nb.cells = [c for c in nb.cells if "nbdev_export" not in c.source]
+nbclient.NotebookClient(nb, timeout=300, resources={"metadata": {"path": "nbs"}}).execute()
+print(sum("image/png" in o.get("data", {}) for c in nb.cells for o in c.get("outputs", [])))'''
+    r = run(sys.executable, '-c', code)
+    check('a notebook runs through nbclient and shows a picture', r.returncode == 0 and int(r.stdout.split()[-1]) >= 1, r.stderr)
+
+def run_part(f):
+    "Run one part and print its lines"
+    part.lines, start = [], time.time()
+    try: f()
+    except Exception as e: check(f.__name__, False, repr(e))
+    print(*part.lines, f'       ({f.__name__}: {time.time() - start:.0f} s)', sep='\n', flush=True)
+
+run_part(clean_and_exported) # alone: it may change files that others read
+with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (study_and_report, notebooks, kill_and_resume, bad_parameters, good_parameters, in_jupyter)))
+TMP.cleanup()
+print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
+sys.exit(not all(results))

@@ -1,0 +1,34 @@
+# `make study` and `make test` do all their own set-up, and are quick when it is there.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STUDY ?= nbs/studies/embedded.yaml
+
+# README.md is nbs/index.ipynb, with links from the top
+README = $(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's|](\.\./|](|g'
+
+.PHONY: study test setup report readme check-readme
+
+study: setup  ## run the embedded study (what has no record yet) and build its report
+	$(BIN)/vpstudy_study run $(STUDY)
+
+test: setup  ## everything CI checks
+	$(BIN)/python .ci/test.py
+
+report: setup  ## build the report from the records that are there
+	$(BIN)/vpstudy_study report $(STUDY)
+
+readme: setup  ## write README.md from nbs/index.ipynb
+	$(README) > README.md
+
+check-readme: setup
+	$(README) | diff README.md -
+
+setup: $(VENV)/.ready  ## a virtual environment with the exact versions of constraints.txt
+
+$(VENV)/.ready: settings.ini setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "vpstudy needs Python 3.11 or newer; none was found (say where: make PYTHON=/path/to/python3)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
