@@ -1,8 +1,9 @@
 "Everything that must hold for a commit. Prints one line a check; the last line is `N passed, N failed`."
-import json, os, re, signal, subprocess, sys, tempfile, threading, time
+import json, os, re, subprocess, sys, tempfile, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+import psutil
 
 TOP = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -89,9 +90,10 @@ def kill_and_resume():
     r = papermill(*args, '-p', 'records', calm)
     want = records(calm)
     check('an undisturbed run writes 8 records', r.returncode == 0 and len(want) == 8, r.stderr)
-    p = subprocess.Popen(['papermill', 'run.ipynb', f'{TMP.name}/killed.ipynb', *args, '-p', 'records', killed], cwd=TOP/'nbs', env={**ENV, 'VPSTUDY_THREADS': '2'}, start_new_session=True, stderr=subprocess.DEVNULL)
+    p = subprocess.Popen(['papermill', 'run.ipynb', f'{TMP.name}/killed.ipynb', *args, '-p', 'records', killed], cwd=TOP/'nbs', env={**ENV, 'VPSTUDY_THREADS': '2'}, stderr=subprocess.DEVNULL)
     while p.poll() is None and len(records(killed)) < 3: time.sleep(.05)
-    os.killpg(p.pid, signal.SIGKILL); p.wait(); time.sleep(2)
+    for child in [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)]: child.kill() # SIGKILL: papermill, the kernel, its workers
+    p.wait()
     early = {f: f.stat().st_mtime_ns for f in Path(killed).glob('*/*.json')}
     check(f'kill -9 after {len(early)} of 8 records', 0 < len(early) < 8, len(early))
     r = papermill(*args, '-p', 'records', killed)

@@ -7,16 +7,16 @@ __all__ = ['backbones', 'GLYPHS', 'FONTS', 'GLYPHS_VERSION', 'Backbone', 'save_n
            'letters', 'Dice', 'place', 'soften', 'colours', 'clutter', 'draw', 'glyphs_id', 'glyphs', 'ResBlock',
            'GlyphsNet', 'Recipe', 'Batches', 'Autocast', 'Trainer', 'top1', 'GlyphsModel']
 
-# %% ../nbs/10_backbones.ipynb #733f4e09
-import json, math, os, time
-from .core import BadInput, Registry, data_path, resolve_device, resolve_precision, rng, seed_everything, set_threads, sha256, write_atomic
+# %% ../nbs/10_backbones.ipynb #e5e5b4a6
+import json, math, time
+from .core import BadInput, Registry, data_path, resolve_device, resolve_precision, rng, seed_everything, sha256, write_atomic
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from fastai.callback.schedule import Learner # with fit_one_cycle patched in
 from fastai.data.core import DataLoaders
-from fastai.learner import Callback, Recorder
+from fastai.learner import Callback
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from safetensors.torch import load_file, save
@@ -44,8 +44,8 @@ backbones = Registry('backbone') # name -> a model that can `build`, `load` and 
 
 # %% ../nbs/10_backbones.ipynb #f94ac693
 def save_net(net:nn.Module, path:Path, note:dict) -> Path:
-    "State dict and `note` as one safetensors file"
-    return write_atomic(path, save({k: v.contiguous() for k, v in net.state_dict().items()}, {'note': json.dumps(note)}))
+    "State dict and `note` as one safetensors file; if another run was first, its file stays"
+    return write_atomic(path, save({k: v.contiguous() for k, v in net.state_dict().items()}, {'note': json.dumps(note)}), first=True)
 
 def load_net(net:nn.Module, path:Path) -> dict:
     "Load a state dict strictly into `net`; returns the note"
@@ -186,8 +186,8 @@ class GlyphsNet(nn.Module):
 class Recipe:
     "How a network is trained on its source"
     images: int = 40_000
-    epochs: int = 6
-    lr: float = 5e-3 # peak of a one-cycle schedule (Smith 2018), AdamW
+    epochs: int = 5
+    lr: float = 1e-2 # peak of a one-cycle schedule (Smith 2018), AdamW
     batch: int = 128
     wd: float = .01
     precision: str = 'auto'

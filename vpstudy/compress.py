@@ -7,11 +7,11 @@ __all__ = ['METHOD_PARAMS', 'make_setting', 'stored_bytes', 'check_density', 'co
 
 # %% ../nbs/14_compress.ipynb #358d074c
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
 import torch.nn as nn
-from .core import BadInput, Setting, data_path, sha256
+from .core import BadInput, Setting, data_path, seed_everything, sha256
 from .backbones import Backbone, backbones, load_net, net_sha256, save_net
-from .sparsify import add_masks, bake, density, methods, prunable
+from .sparsify import add_masks, bake, density, get_masks, methods, prunable
 
 # %% ../nbs/14_compress.ipynb #3df16db5
 METHOD_PARAMS = 'sparsity', 'distribution', 'bits', 'state', 'checkpoint' # of a setting, owned by its method
@@ -31,7 +31,7 @@ def make_setting(
             raise BadInput(f"{k}={v!r} is not allowed: method {method!r} has {'only ' + ', '.join(entry.params) if entry.params else 'no parameters'}; leave {k} out or choose another method")
     own = {k: check(default if params.get(k) is None else params[k]) for k, (default, check) in entry.params.items()}
     weights = model.check_weights(weights)
-    recipe = None if method == 'dense' else sha256([method, entry.version, model.tune.id if entry.trains else None])
+    recipe = None if method == 'dense' else sha256([method, entry.version, model.tune.id])
     return Setting(backbone, weights, model.weights_id(weights), method, recipe_id=recipe, network_seed=network_seed, **own)
 
 # %% ../nbs/14_compress.ipynb #073828bb
@@ -45,9 +45,9 @@ def stored_bytes(net:nn.Module) -> int:
 def check_density(net:nn.Module, setting:Setting, path):
     "`BadInput` unless exactly the setting's share of the prunable weights is masked"
     if setting.sparsity is None: return
-    n = sum(m.weight.numel() for m in prunable(net).values())
-    want, got = n - round(setting.sparsity * n), round(density(net) * n)
-    if got > want: raise BadInput(f'{path} keeps {got} weights where {setting.label} keeps {want} of {n}; delete the file to compress anew')
+    n = sum(m.numel() for m in get_masks(net).values())
+    want, got = n - round(setting.sparsity * n), sum(int(m.sum()) for m in get_masks(net).values())
+    if got != want: raise BadInput(f'{path} keeps {got} weights where {setting.label} keeps {want} of {n}; delete the file to compress anew')
 
 def compressed(
     setting:Setting,
@@ -61,12 +61,14 @@ def compressed(
         path = data_path('checkpoints', f'{setting.id}.safetensors')
         if not path.exists():
             start, net, trainer = time.perf_counter(), backbone.net, model.trainer(model.tune, setting.network_seed)
+            seed_everything('compress', setting.id)
             entry.f(net, trainer, **{k: getattr(setting, k) for k in entry.params})
-            save_net(net, path, dict(setting=asdict(setting), upstream=model.test(net), history=trainer.history, seconds=time.perf_counter() - start))
+            save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net), history=trainer.history, seconds=time.perf_counter() - start))
         net = model.build()
         if entry.masked: add_masks(net)
         note = load_net(net, path)
         check_density(net, setting, path)
+        if note['parent'] != backbone.upstream['weights_sha256']: raise BadInput(f'{path} was compressed from another dense network than the one in data/checkpoints now; delete the file to compress anew, or bring the dense one back')
         backbone = model.backbone(net, dict(note['upstream'], weights_sha256=net_sha256(net), history=note['history']))
     backbone.upstream.update(density=density(backbone.net), size_bytes=stored_bytes(backbone.net), seconds=note['seconds'])
     if not masks: bake(backbone.net)

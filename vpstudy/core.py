@@ -8,8 +8,8 @@ __all__ = ['SCHEMA', 'BadInput', 'Registry', 'check_range', 'check_shots', 'as_l
            'resolve_device', 'resolve_precision', 'machine', 'versions', 'git_state', 'Parameters']
 
 # %% ../nbs/00_core.ipynb #477838f6
-import contextlib, hashlib, json, os, platform, random, re, subprocess, sys, tempfile, typing, warnings
-from dataclasses import asdict, dataclass, field, fields
+import contextlib, hashlib, json, os, platform, random, re, subprocess, tempfile, typing, warnings
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np, psutil, torch
@@ -50,12 +50,15 @@ def check_shots(shots):
     if shots == 'full' or (isinstance(shots, int) and not isinstance(shots, bool) and shots > 0): return shots
     raise BadInput(f"shots={shots!r} is not allowed; give a whole number of examples a class, 1 or more, or 'full'")
 
-# %% ../nbs/00_core.ipynb #7da931c9
-def as_list(value):
+# %% ../nbs/00_core.ipynb #38a7ce95
+def as_list(value, name:str='list'):
     "One value, a comma-separated string or a list -> a list without repeats, digits read as whole numbers"
     items = value.split(',') if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
     items = [i.strip() if isinstance(i, str) else i for i in items]
     items = [int(i) if isinstance(i, str) and re.fullmatch(r'-?\d+', i) else i for i in items]
+    for i in items:
+        if type(i) not in (int, str) or i == '': raise BadInput(f'{name}={value!r} is not allowed: {i!r} is neither a name nor a whole number')
+    if not items: raise BadInput(f'{name}={value!r} is not allowed; give at least one')
     return list(dict.fromkeys(items))
 
 # %% ../nbs/00_core.ipynb #c871792e
@@ -65,12 +68,12 @@ def root() -> Path:
     return next((p for p in (top, *top.parents) if (p/'settings.ini').exists()), Path.home()/'.vpstudy')
 
 def data_path(*parts:str) -> Path:
-    "A place under `data/` (`VPSTUDY_DATA` moves it); nothing is created"
-    return Path(os.environ.get('VPSTUDY_DATA') or root()/'data').expanduser().joinpath(*parts)
+    "A place under `data/`, or under `VPSTUDY_DATA` (a relative one is read from the top of the checkout); nothing is created"
+    return (root()/Path(os.environ.get('VPSTUDY_DATA') or 'data').expanduser()).joinpath(*parts)
 
-# %% ../nbs/00_core.ipynb #83db9ff3
-def write_atomic(path:Path, content:bytes|str) -> Path:
-    "Write `content` to `path` so that a reader sees all of it or none"
+# %% ../nbs/00_core.ipynb #1014b8ae
+def write_atomic(path:Path, content:bytes|str, first:bool=False) -> Path:
+    "Write `content` to `path` so that a reader sees all of it or none; with `first`, who wrote first wins"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.{platform.node()}.{os.getpid()}.', suffix='.tmp')
@@ -79,7 +82,10 @@ def write_atomic(path:Path, content:bytes|str) -> Path:
             f.write(content.encode() if isinstance(content, str) else content)
             f.flush(); os.fsync(f.fileno())
         os.chmod(tmp, 0o644) # mkstemp makes it private
-        os.replace(tmp, path)
+        if first:
+            with contextlib.suppress(FileExistsError): os.link(tmp, path)
+            os.unlink(tmp)
+        else: os.replace(tmp, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
         raise
@@ -175,16 +181,18 @@ def seed_everything(*name):
 def set_threads(n:int|None=None) -> int:
     "Use `n` threads: by default `VPSTUDY_THREADS`, else the cores this process may use"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    torch.set_num_threads(n or int(os.environ.get('VPSTUDY_THREADS') or cores))
+    said = os.environ.get('VPSTUDY_THREADS') or str(cores)
+    if not re.fullmatch(r'[1-9]\d*', said): raise BadInput(f'VPSTUDY_THREADS={said!r} is not allowed; give a whole number of cores, 1 or more')
+    torch.set_num_threads(n or int(said))
     return torch.get_num_threads()
 
 # %% ../nbs/00_core.ipynb #9517be1a
 def resolve_device(device:str='auto') -> torch.device:
     "'auto' -> cuda where there is one, else cpu"
-    try: d = torch.device(('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device)
-    except RuntimeError: raise BadInput(f"device {device!r} is unknown; give 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
-    if d.type == 'cuda' and not torch.cuda.is_available(): raise BadInput(f"device {device!r} is not here; give 'auto' or 'cpu'")
-    return d
+    here = ['cpu', *(['cuda'] if torch.cuda.is_available() else []), *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
+    if device == 'auto': return torch.device(here[1] if len(here) > 1 else 'cpu')
+    if device not in here: raise BadInput(f"device {device!r} is not here; choose one of: auto, {', '.join(here)}")
+    return torch.device(device)
 
 def resolve_precision(precision:str='auto', device:torch.device|str='cpu') -> str:
     "'auto' -> 'bf16' where `device` has it in hardware, else 'fp32'"
@@ -231,8 +239,8 @@ class Parameters:
     def __call__(self) -> dict:
         "Name -> value of every annotated parameter; `BadInput` for an unknown name or a wrong type"
         hints = typing.get_type_hints(type('_', (), {'__annotations__': dict(self.ns.get('__annotations__', {}))}))
-        own = lambda k: k.startswith('_') or k in ('In', 'Out', 'exit', 'quit', 'get_ipython', 'open')
-        new = [k for k, v in self.ns.items() if not own(k) and k not in hints and self.before.get(k, hints) is not v and self.ns[k] is not self]
+        own = re.compile(r'_+|_i+|_i?\d+|_[iod]h|__\w+__|In|Out') # what IPython itself keeps up to date
+        new = [k for k, v in self.ns.items() if not own.fullmatch(k) and k not in hints and self.before.get(k, hints) is not v and self.ns[k] is not self]
         if new: raise BadInput(f'parameter {new[0]!r} (= {self.ns[new[0]]!r}) is unknown; allowed are: {", ".join(hints)}')
         return {k: _typed(k, self.ns[k], t) for k, t in hints.items()}
 

@@ -10,8 +10,8 @@ __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'MODES', 'order', 'looks', 'mode_order
 # %% ../nbs/33_figures.ipynb #a7a26cdc
 from itertools import product
 from pathlib import Path
-import matplotlib, matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .stats import PAIRED_BY, paired, t_interval
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from .stats import paired, t_interval
 
 # %% ../nbs/33_figures.ipynb #60f4f8f7
 COLOURS = '#000000 #0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #F0E442'.split()
@@ -40,16 +40,15 @@ def save_figure(fig, name:str, where) -> list:
     return paths
 
 # %% ../nbs/33_figures.ipynb #085a5c22
-def missing_trials(table:pd.DataFrame, expected:list) -> pd.DataFrame: # `expected`: dicts of setting, target, mode, shots, seed
-    "The expected trials that have no record"
-    keys = ['setting', 'target', 'mode', 'shots', 'seed']
-    have = set(map(tuple, table[keys].astype(str).values)) if len(table) else set()
-    return pd.DataFrame([e for e in expected if tuple(str(e[k]) for k in keys) not in have], columns=keys)
+def missing_trials(table:pd.DataFrame, expected:list) -> pd.DataFrame: # `expected`: dicts with an id and what to show of a trial
+    "The expected trials that have no record, by id"
+    have = set(table.id) if len(table) else set()
+    return pd.DataFrame([{k: v for k, v in e.items() if k != 'id'} for e in expected if e['id'] not in have])
 
 def footnote(table:pd.DataFrame) -> str:
     "What a figure rests on: seeds, networks, test images, and holes in the grid"
-    grid = [table[k].unique() for k in ('setting', 'target', 'mode', 'shots', 'seed')]
-    holes = int(np.prod([len(v) for v in grid])) - len(table[['setting', 'target', 'mode', 'shots', 'seed', 'network_seed']].drop_duplicates(['setting', 'target', 'mode', 'shots', 'seed']))
+    keys = ['setting', 'target', 'mode', 'shots', 'seed', 'network_seed']
+    holes = int(np.prod([table[k].nunique() for k in keys])) - len(table[keys].drop_duplicates())
     return f'{table.seed.nunique()} seeds, {table.network_seed.nunique()} networks, n = {"/".join(str(n) for n in sorted(table.n_test.unique()))} {table.split.iloc[0]} images' + (f'; {holes} trials missing' if holes else '')
 
 # %% ../nbs/33_figures.ipynb #50ce789d
@@ -171,6 +170,6 @@ def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE')):
             row[0].set_ylabel(f'{name}, difference to dense')
         for ax in axs[-1]: ax.set_xlabel('examples a class')
         axs[0, -1].legend(loc='best')
-        fig.text(0, -.02, footnote(table) + '; bars: 95 % t-interval over seeds, one network', fontsize=7, color='.4')
+        fig.text(0, -.02, footnote(table) + '; bars: 95 % t-interval over pairs', fontsize=7, color='.4')
         fig.tight_layout()
     return fig

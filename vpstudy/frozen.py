@@ -11,6 +11,9 @@ import torch, torch.nn as nn
 from torch.fx.experimental.optimization import fuse
 from .core import resolve_device, resolve_precision
 
+# %% ../nbs/24_frozen.ipynb #2a1b98ca
+torch.backends.cudnn.allow_tf32 = False # fp32 means fp32, on a GPU too
+
 # %% ../nbs/24_frozen.ipynb #ca0364b7
 def folded(net:nn.Module) -> nn.Module:
     "A copy of `net` in evaluation mode without gradients to its weights, BatchNorm folded where torch.fx can trace it"

@@ -44,11 +44,10 @@ class Mapping:
     "A way to map target classes to source classes"
     f: callable # (votes [S, K], generator) -> int64 [K]
     updates: bool = False # asked again before every epoch (times the mapping interval)
-    needs_votes: bool = True
 
 mappings = Registry('mapping') # mode -> Mapping
 
-@mappings.register('rlm', cls=Mapping, needs_votes=False)
+@mappings.register('rlm', cls=Mapping)
 def random_mapping(votes, generator):
     "K different source classes, uniformly at random"
     return torch.randperm(votes.shape[0], generator=generator)[:votes.shape[1]]

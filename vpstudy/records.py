@@ -11,13 +11,14 @@ import json, math
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-import pandas as pd, torch
+import pandas as pd
 from safetensors.torch import load_file, save
 from .core import SCHEMA, BadInput, Setting, Trial, data_path, git_state, machine, sha256, versions, write_atomic
 
 # %% ../nbs/30_records.ipynb #2a2756d8
 def records_path(where=None) -> Path:
     "The records directory: `where`, or `data/records`"
+    if where == '': raise BadInput("records='' is not a directory; give one, or leave it out for data/records")
     return Path(where).expanduser().resolve() if where else data_path('records')
 
 def record_path(setting:Setting, trial:Trial, where=None) -> Path: return records_path(where)/setting.id/f'{trial.id(setting)}.json'
@@ -35,9 +36,11 @@ def write_record(
     content = save({'logits': logits.contiguous(), 'labels': labels.contiguous()})
     file = write_atomic(path.with_suffix('.safetensors'), content)
     keep = {k: upstream[k] for k in ('accuracy', 'n', 'density', 'size_bytes', 'weights_sha256')}
+    result, device = dict(result), result['device']
+    del result['device']
     record = dict(schema=SCHEMA, id=trial.id(setting), setting_id=setting.id, finished=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                   setting=asdict(setting), trial=asdict(trial), upstream=keep, **{**result, 'seconds': dict(compress=upstream['seconds'], **result['seconds'])},
-                  logits=dict(file=file.name, sha256=sha256(content)), versions=versions(), machine=dict(machine(), precision=trial.precision), git=git_state())
+                  logits=dict(file=file.name, sha256=sha256(content)), versions=versions(), machine=dict(machine(), device=device, precision=trial.precision), git=git_state())
     write_atomic(path, json.dumps(record, indent=1, allow_nan=False))
     return record
 
@@ -49,6 +52,7 @@ def check_record(record:dict, path:Path|None=None) -> dict:
     name = path or 'record'
     if not isinstance(record, dict) or record.get('schema') != SCHEMA: raise BadInput(f'{name}: schema {record.get("schema") if isinstance(record, dict) else None!r} is not {SCHEMA}')
     if missing := [k for k in KEYS if k not in record]: raise BadInput(f'{name}: incomplete, without {", ".join(missing)}')
+    if broken := [k for k in 'setting trial data upstream metrics logits reliability seconds'.split() if not isinstance(record[k], dict)]: raise BadInput(f'{name}: {broken[0]} is {record[broken[0]]!r}')
     try: setting, trial = Setting(**record['setting']), Trial(**record['trial'])
     except TypeError as e: raise BadInput(f'{name}: its setting or trial is of another version ({e})') from None
     if (record['id'], record['setting_id']) != (trial.id(setting), setting.id): raise BadInput(f'{name}: its content does not give its id; it was edited or is of another version')
@@ -78,8 +82,7 @@ def read_records(where=None) -> tuple: # (list of records, list of reasons)
 def is_done(setting:Setting, trial:Trial, where=None) -> bool:
     "Whether the trial has a whole record with logits beside it"
     path = record_path(setting, trial, where)
-    if not path.exists(): return False
-    try: return (path.parent/read_record(path)['logits']['file']).exists()
+    try: return path.exists() and bool(read_record(path, logits=True))
     except BadInput: return False
 
 # %% ../nbs/30_records.ipynb #46b007f4
@@ -88,6 +91,6 @@ def as_table(records:list) -> pd.DataFrame:
     def row(r):
         s, t = Setting(**r['setting']), r['trial']
         return dict(setting=s.label, backbone=s.backbone, method=s.method, sparsity=s.sparsity, bits=s.bits, state=s.state, network_seed=s.network_seed, target=t['target'], mode=t['mode'],
-                    shots=t['shots'], seed=t['seed'], epochs=t['epochs'], split=t['split'], n_test=r['data']['n_test'], actual_shots=r['data']['actual_shots'][1], upstream=r['upstream']['accuracy'], density=r['upstream']['density'],
+                    shots=t['shots'], seed=t['seed'], epochs=t['epochs'], split=t['split'], variant=sha256({k: v for k, v in t.items() if k not in ('target', 'mode', 'shots', 'seed')})[:8], n_test=r['data']['n_test'], actual_shots=r['data']['actual_shots'][1], upstream=r['upstream']['accuracy'], density=r['upstream']['density'],
                     **r['metrics'], semantic=(r['mapping'] or {}).get('semantic'), collisions=(r['mapping'] or {}).get('collisions'), seconds=r['seconds']['train'], setting_id=r['setting_id'], id=r['id'])
     return pd.DataFrame([row(r) for r in records])

@@ -82,7 +82,6 @@ class Method:
     "A compressor and what is known about it before it runs"
     f: callable # (net, trainer, **params), changes `net` in place
     params: dict = field(default_factory=dict) # name -> (default, check(value) that returns it or raises BadInput)
-    trains: bool = True # False: the recipe of training plays no part
     masked: bool = True # the network carries masks
     version: int = 1 # raise it when the method computes something else; part of a setting's id
 
@@ -96,7 +95,7 @@ def _distribution(d):
 
 SPARSE = dict(sparsity=(.9, _sparsity), distribution=('global', _distribution))
 
-@methods.register('dense', cls=Method, trains=False, masked=False)
+@methods.register('dense', cls=Method, masked=False)
 def dense(net, trainer):
     "No compression: what everything is compared with"
 
@@ -116,7 +115,7 @@ def current_weights(net:nn.Module) -> dict: # name -> tensor
     "The weights the network computes with: masked ones are zero"
     return {n: m.weight.detach() for n, m in prunable(net).items()}
 
-@methods.register('oneshot', cls=Method, params=SPARSE, trains=False)
+@methods.register('oneshot', cls=Method, params=SPARSE)
 def oneshot(net, trainer, sparsity, distribution):
     "Magnitude pruning in one shot, BatchNorm re-estimated, no training"
     add_masks(net)

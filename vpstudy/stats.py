@@ -18,7 +18,7 @@ def t_interval(values, level:float=.95) -> tuple: # (mean, low, high)
     return v.mean(), v.mean() - half, v.mean() + half
 
 # %% ../nbs/31_stats.ipynb #fa0de1d5
-PAIRED_BY = ['backbone', 'network_seed', 'target', 'mode', 'shots', 'seed', 'epochs', 'split']
+PAIRED_BY = ['backbone', 'network_seed', 'target', 'mode', 'shots', 'seed', 'variant'] # variant: everything else of a trial
 
 def paired(
     table:pd.DataFrame, # of `records.as_table`

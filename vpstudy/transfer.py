@@ -15,7 +15,7 @@ from .calibration import metrics, reliability
 from .frozen import Frozen
 from .mappings import collisions, count_votes, mappings, semantic_score
 from .prompts import prompts
-from .targets import Target, actual_shots, fewshot, targets
+from .targets import Target, actual_shots, fewshot
 
 # %% ../nbs/25_transfer.ipynb #dd6c2c31
 BATCH = {2: 8, 5: 16, 20: 32, 50: 64, 100: 128} # shots up to -> images a step
@@ -34,7 +34,7 @@ def legacy_batch(trial:Trial) -> int:
 def optimiser(params, trial:Trial):
     "Adam and its schedule, stepped once an epoch"
     opt = torch.optim.Adam(params, trial.lr)
-    return opt, torch.optim.lr_scheduler.MultiStepLR(opt, [int(d * trial.epochs) for d in DROPS], .1)
+    return opt, torch.optim.lr_scheduler.MultiStepLR(opt, [max(1, int(d * trial.epochs)) for d in DROPS], .1)
 
 # %% ../nbs/25_transfer.ipynb #8c4db8ea
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def make_trial(
     size:int|None=None, # VP modes; default: the target's
     mapping_interval:int=1, # modes that update their mapping
     votes:str='training', # modes that update their mapping
-    precision:str='auto',
+    precision:str='auto', # of prompt training; everything else is fp32
     split:str='test',
     device='cpu', # what 'auto' is resolved for
     model=None, # a backbone, or a model of one, that the trial has to fit
@@ -70,7 +70,7 @@ def make_trial(
     "A checked `Trial`; what its mode does not have is `None`"
     m = modes[mode]
     check_shots(shots); _whole('seed', seed, 0); _whole('epochs', epochs); _whole('mapping_interval', mapping_interval)
-    if not isinstance(lr, (int, float)) or not 0 < lr < float('inf'): raise BadInput(f'lr={lr!r} is not allowed; give a number above 0, e.g. 0.01')
+    if not isinstance(lr, (int, float)) or not 0 < lr < 1e38: raise BadInput(f'lr={lr!r} is not allowed; give a number above 0, e.g. 0.01')
     if votes not in ('training', 'pass'): raise BadInput(f"votes={votes!r} is not known; choose one of: training, pass")
     if split not in ('test', 'valid'): raise BadInput(f"split={split!r} is not scored; choose one of: test, valid")
     if size is not None: _whole('size', size)
@@ -79,7 +79,7 @@ def make_trial(
         prompts[prompt](model.canvas, size or target.size)
         if len(target.classes) > len(model.classes): raise BadInput(f'target {target.name!r} has {len(target.classes)} classes, {model.name!r} only {len(model.classes)} to map them to; choose a smaller target or a mode that does not map')
     vp, up = (lambda v: v if m.prompted else None), (lambda v: v if m.updates else None)
-    return Trial(target.name, target.sha256, mode, shots, seed, epochs, float(lr), default_batch(shots) if batch is None else _whole('batch', batch), resolve_precision(precision, device),
+    return Trial(target.name, target.sha256, mode, shots, seed, epochs, float(lr), default_batch(shots) if batch is None else _whole('batch', batch), resolve_precision(precision, device) if m.prompted else 'fp32',
                  split, vp(prompt), vp(size or target.size), up(mapping_interval), up(votes))
 
 # %% ../nbs/25_transfer.ipynb #76078fd4
@@ -106,11 +106,11 @@ def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
         with torch.no_grad(): return count_votes(frozen.exact(prompt(x)).argmax(1), y, S, K).cpu()
 
     votes, trace = look(), []
-    mapping = how.f(votes, chance)
+    mapping, used = how.f(votes, chance), votes
     for epoch in range(trial.epochs):
         if how.updates and epoch and epoch % trial.mapping_interval == 0:
             if trial.votes == 'pass': votes = look()
-            mapping = how.f(votes, chance)
+            mapping, used = how.f(votes, chance), votes
         seen = torch.empty(len(x), dtype=torch.long, device=device)
         hits = 0
         for i in torch.randperm(len(x), generator=order).to(device).split(trial.batch):
@@ -123,8 +123,7 @@ def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
             hits += (mapped.argmax(1) == y[i]).sum()
         schedule.step()
         trace.append(hits.item() / len(x))
-        if how.updates: last, votes = votes, count_votes(seen, y, S, K).cpu()
-    used = last if how.updates and trial.votes == 'training' else votes # what the final mapping was made of
+        if how.updates: votes = count_votes(seen, y, S, K).cpu()
 
     def score(split):
         with torch.no_grad(): return frozen.exact(prompt(pixels(split)))[:, mapping].cpu()
@@ -173,11 +172,12 @@ def run_trial(
     "Train and score one trial; the same trial twice gives the same result"
     mode, clock = modes[trial.mode], [time.perf_counter()]
     tick = lambda: clock.append(time.perf_counter())
-    if frozen.precision != trial.precision: raise BadInput(f'precision={trial.precision!r} of the trial is not that of the frozen backbone ({frozen.precision!r}); make both with the same')
+    if mode.prompted and frozen.precision != trial.precision: raise BadInput(f'precision={trial.precision!r} of the trial is not that of the frozen backbone ({frozen.precision!r}); make both with the same')
     index = fewshot(target, trial.shots, trial.seed); tick()
     fit = mode.f(frozen, target, trial, index); tick()
     logits, labels = fit.score(trial.split), target.labels[trial.split]; tick()
-    result = dict(
+    if not logits.isfinite().all(): raise BadInput(f'lr={trial.lr!r} made the trial diverge (its logits are not finite); give a smaller one, e.g. 0.01')
+    result = dict(device=str(frozen.device),
         data=dict(source=target.origin, classes=target.classes, n_train=len(index), n_test=len(labels), actual_shots=actual_shots(target, index),
                   splits_sha256=trial.splits_sha256, subset_sha256=sha256(index)),
         metrics=metrics(logits, labels, legacy_batch(trial)), reliability=reliability(logits, labels), mapping=fit.mapping, training_accuracy=fit.trace[-1],
