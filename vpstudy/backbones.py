@@ -186,8 +186,8 @@ class GlyphsNet(nn.Module):
 class Recipe:
     "How a network is trained on its source"
     images: int = 40_000
-    epochs: int = 5
-    lr: float = 1e-2 # peak of a one-cycle schedule (Smith 2018), AdamW
+    epochs: int = 6
+    lr: float = 5e-3 # peak of a one-cycle schedule (Smith 2018), AdamW
     batch: int = 128
     wd: float = .01
     precision: str = 'auto'

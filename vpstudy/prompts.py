@@ -26,7 +26,15 @@ class BorderPrompt(nn.Module):
         self.program = nn.Parameter(torch.zeros(3, canvas, canvas))
         self.register_buffer('mask', F.pad(torch.zeros(3, size, size), self.pad, value=1.)) # 1 on the border
 
+    def place(self, x): # [B, 3, size, size] -> [B, 3, canvas, canvas]
+        "The images on an otherwise empty canvas"
+        return F.pad(x, self.pad)
+
+    def around(self): # -> [3, canvas, canvas]
+        "What is added to every one of them: the border, around an empty middle"
+        return self.program.sigmoid() * self.mask
+
     def forward(self,
         x, # [B, 3, size, size], values 0 to 1
     ): # [B, 3, canvas, canvas], values 0 to 1
-        return F.pad(x, self.pad) + self.program.sigmoid() * self.mask
+        return self.place(x) + self.around()

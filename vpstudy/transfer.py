@@ -105,7 +105,7 @@ def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     def look(): # the votes of a pass
         with torch.no_grad(): return count_votes(frozen.exact(prompt(x)).argmax(1), y, S, K).cpu()
 
-    votes, trace = look(), []
+    see, votes, trace = frozen.prompted(prompt, x), look(), []
     mapping, used = how.f(votes, chance), votes
     for epoch in range(trial.epochs):
         if how.updates and epoch and epoch % trial.mapping_interval == 0:
@@ -114,7 +114,7 @@ def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
         seen = torch.empty(len(x), dtype=torch.long, device=device)
         hits = 0
         for i in torch.randperm(len(x), generator=order).to(device).split(trial.batch):
-            logits = frozen(prompt(x[i]))
+            logits = see(i)
             mapped = logits[:, mapping]
             opt.zero_grad()
             F.cross_entropy(mapped, y[i]).backward()
