@@ -49,7 +49,8 @@ def footnote(table:pd.DataFrame) -> str:
     "What a figure rests on: seeds, networks, test images, and holes in the grid"
     keys = ['setting', 'target', 'mode', 'shots', 'seed', 'network_seed']
     holes = int(np.prod([table[k].nunique() for k in keys])) - len(table[keys].drop_duplicates())
-    return f'{table.seed.nunique()} seeds, {table.network_seed.nunique()} networks, n = {"/".join(str(n) for n in sorted(table.n_test.unique()))} {table.split.iloc[0]} images' + (f'; {holes} trials missing' if holes else '')
+    count = lambda n, what: f'{n} {what}' + 's' * (n != 1)
+    return f'{count(table.seed.nunique(), "seed")}, {count(table.network_seed.nunique(), "network")}, n = {"/".join(str(n) for n in sorted(table.n_test.unique()))} {table.split.iloc[0]} images' + (f'; {count(holes, "trial")} missing' if holes else '')
 
 # %% ../nbs/33_figures.ipynb #50ce789d
 def _by_shots(table, metrics:dict, modes=None, ylim=None):
