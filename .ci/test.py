@@ -37,7 +37,7 @@ def clean_and_exported():
     large = [p.name for p in before if p.suffix == '.ipynb' and p.stat().st_size > 1_500_000]
     check('no notebook is over 1.5 MB', not large, large)
     def pictures(nb): return sum('image/png' in o.get('data', {}) for c in json.loads((TOP/'nbs'/nb).read_text())['cells'] for o in c.get('outputs', []))
-    without = [nb for nb in ('10_backbones.ipynb', '14_compress.ipynb', '20_targets.ipynb', '25_transfer.ipynb', 'report_study.ipynb') if not pictures(nb)]
+    without = [nb for nb in ('10_backbones.ipynb', '14_compress.ipynb', '20_targets.ipynb', '25_transfer.ipynb', 'report_study.ipynb', 'show_targets.ipynb') if not pictures(nb)]
     check('saved outputs show the pictures', not without, without)
 
 def notebooks():
@@ -65,7 +65,10 @@ BAD = { # arguments -> what the last line has to name: the value, and what is al
     '-p sparsityy 0.9': ("'sparsityy' (= 0.9)", 'allowed are: backbone'),
     '-p sparsity 1.5': ('sparsity=1.5', 'from 0 up to'),
     '-p sparsity hello': ("sparsity='hello'", 'a number'),
-    '-p targets mnits': ("'mnits'", 'digits'),
+    '-p targets mnits': ("'mnits'", 'digits, cifar10'),
+    '-p backbone efficientnet_lite0': ('images=None', 'give a pack'),
+    '-p backbone resnet34 -p method dense -p weights nowhere.pth': ("'nowhere.pth'", 'IMAGENET1K_V1'),
+    '-p method checkpoint -p checkpoint nowhere.pth': ('nowhere.pth', 'no such file'),
     '-p shots 0': ('shots=0', '1 or more'),
     '-p method dense -p sparsity 0.9': ('sparsity=0.9', "'dense' has no parameters"),
     '-p size 32': ('size=32', 'from 1 to 31'),
@@ -125,6 +128,24 @@ def study_and_report():
     r = run('vpstudy_study', 'run', 'nowhere.yaml')
     check('a study file that is not there: one line, rc 1', r.returncode == 1 and r.stderr.startswith("vpstudy_study: study file 'nowhere.yaml'") and r.stderr.count('\n') == 1, r.stderr)
 
+def folder_to_target():
+    "A folder of pictures becomes a pack and a target of an ImageNet model, in two commands; one line for bad input"
+    from PIL import Image
+    import numpy as np
+    data = f'{TMP.name}/own'
+    for c in ('cat', 'newt'):
+        for i in range(5):
+            Path(data, 'pictures', c).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(f'{data}/pictures/{c}/{i}.jpg')
+    r = run('vpstudy_target', 'pack', f'{data}/pictures', f'{data}/pets.parquet', '--json')
+    said = json.loads((r.stdout.strip().splitlines() or ['{}'])[-1])
+    check('vpstudy_target pack: 8 training and 2 test images', r.returncode == 0 and (said.get('train'), said.get('test'), said.get('classes')) == (8, 2, 2), r.stdout + r.stderr)
+    r = papermill(*'-p backbone efficientnet_lite0 -p method dense -p shots 1 -p seeds 0 -p epochs 1 -p modes ilm,lp'.split(), '-p', 'targets', f'{data}/pets.parquet', '-p', 'records', f'{data}/records')
+    got = {(d['data']['source'], d['trial']['mode'], d['trial']['size']) for d in records(f'{data}/records').values()}
+    check('papermill on it: two records', r.returncode == 0 and got == {('folder', 'ilm', 60), ('folder', 'lp', None)}, r.stderr or got)
+    r = run('vpstudy_checkpoint', 'inspect', f'{data}/pets.parquet')
+    check('vpstudy_checkpoint inspect of a file that is none: one line, rc 1', r.returncode == 1 and r.stderr.startswith('vpstudy_checkpoint: ') and r.stderr.count('\n') == 1, r.stderr)
+
 def in_jupyter():
     "A notebook runs through nbclient, as JupyterLab would run it, and shows its pictures"
     code = '''
@@ -144,7 +165,7 @@ def run_part(f):
     print(*part.lines, f'       ({f.__name__}: {time.time() - start:.0f} s)', sep='\n', flush=True)
 
 run_part(clean_and_exported) # alone: it may change files that others read
-with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (study_and_report, notebooks, kill_and_resume, bad_parameters, good_parameters, in_jupyter)))
+with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (study_and_report, notebooks, kill_and_resume, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
 TMP.cleanup()
 print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
 sys.exit(not all(results))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['backbones', 'GLYPHS', 'FONTS', 'GLYPHS_VERSION', 'Backbone', 'save_net', 'load_net', 'net_sha256', 'font_files',
            'letters', 'Dice', 'place', 'soften', 'colours', 'clutter', 'draw', 'glyphs_id', 'glyphs', 'ResBlock',
-           'GlyphsNet', 'Recipe', 'Batches', 'Autocast', 'Trainer', 'top1', 'GlyphsModel']
+           'GlyphsNet', 'Recipe', 'Batches', 'autocast', 'agreement', 'Trainer', 'top1', 'GlyphsModel']
 
 # %% ../nbs/10_backbones.ipynb #e5e5b4a6
 import json, math, time
@@ -14,11 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
-from fastai.callback.schedule import Learner # with fit_one_cycle patched in
-from fastai.data.core import DataLoaders
-from fastai.learner import Callback
-from fastai.metrics import accuracy
-from fastai.optimizer import OptimWrapper
 from safetensors.torch import load_file, save
 
 # %% ../nbs/10_backbones.ipynb #5c19a3ea
@@ -34,6 +29,7 @@ class Backbone:
     mean: tuple # normalisation: (x - mean) / std, by channel, of values 0 to 1
     std: tuple
     upstream: dict # accuracy on the source's own test images, n, density, seconds, ...
+    interpolation: str = 'bilinear' # how images are resized for it
 
     def normalise(self, x): # [B, 3, h, w], values 0 to 1
         "Images as the network wants them"
@@ -211,16 +207,22 @@ class Batches:
             x = self.normalise(self.images[i].to(self.device).float() / 255)
             yield x.contiguous(memory_format=torch.channels_last), self.labels[i].to(self.device)
 
-class Autocast(Callback):
-    "Forward pass and loss in bf16 where the device has it in hardware"
-    def __init__(self, on:bool): self.on = on
-    def before_batch(self):
-        self.cast = torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.on)
-        self.cast.__enter__()
-    def after_loss(self): self.cast.__exit__(None, None, None)
-    def after_cancel_batch(self): self.cast.__exit__(None, None, None)
+def autocast(on:bool):
+    "A fastai callback: forward pass and loss in bf16 where the device has it in hardware"
+    from fastai.learner import Callback # here and in `fit`: fastai takes seconds to import, and only training needs it
+    class Autocast(Callback):
+        def before_batch(self):
+            self.cast = torch.autocast(self.x.device.type, torch.bfloat16, enabled=on)
+            self.cast.__enter__()
+        def after_loss(self): self.cast.__exit__(None, None, None)
+        def after_cancel_batch(self): self.cast.__exit__(None, None, None)
+    return Autocast()
 
-# %% ../nbs/10_backbones.ipynb #edade25b
+# %% ../nbs/10_backbones.ipynb #7fed510e
+def agreement(logits, labels) -> torch.Tensor:
+    "Share of images whose largest logit is their label, or the teacher's largest probability (labels of two dimensions), 0 to 1"
+    return (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).float().mean()
+
 class Trainer:
     "Trains networks on one source under one recipe"
     def __init__(self, train:tuple, valid:tuple, normalise, recipe:Recipe, seed:int=0):
@@ -238,11 +240,14 @@ class Trainer:
         lr:float|None=None,
     ) -> list: # one row an epoch: loss of training, loss and accuracy on validation images
         "One cycle of AdamW under the recipe, with `cbs`"
+        from fastai.callback.schedule import Learner # with fit_one_cycle patched in
+        from fastai.data.core import DataLoaders
+        from fastai.optimizer import OptimWrapper
         seed_everything('fit', self.seed, len(self.history))
         valid = Batches(*self.valid, 500, self.normalise)
         on = resolve_precision(self.recipe.precision, self.device) == 'bf16'
         learn = Learner(DataLoaders(self.batches(stream='fit'), valid, device=self.device), net.to(self.device, memory_format=torch.channels_last), nn.CrossEntropyLoss(),
-                        partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=accuracy, cbs=[Autocast(on), *cbs, *self.cbs])
+                        partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=agreement, cbs=[autocast(on), *cbs, *self.cbs])
         with learn.no_logging(): learn.fit_one_cycle(epochs or self.recipe.epochs, lr or self.recipe.lr, wd=self.recipe.wd, pct_start=.2)
         rows = [dict(zip(('train_loss', 'valid_loss', 'accuracy'), map(float, v))) for v in learn.recorder.values]
         self.history.append(rows)
@@ -259,6 +264,8 @@ def top1(net:nn.Module, batches:Batches) -> float:
 class GlyphsModel:
     "A `GlyphsNet` trained here on `glyphs`"
     source, classes, canvas, mean, std, head = 'glyphs', GLYPHS, 32, (.5, .5, .5), (.25, .25, .25), 'fc'
+    threads = 1 # a step is too small to share among cores
+    needs_images = False # a compressor trains on the source's own
 
     def __init__(self, name:str, recipe:Recipe, tune:Recipe, widths=(16, 32, 64, 128), n_test:int=5000):
         self.name, self.recipe, self.tune, self.widths, self.n_test = name, recipe, tune, widths, n_test
@@ -279,7 +286,7 @@ class GlyphsModel:
 
     def normalise(self, x): return (x - self.mean[0]) / self.std[0]
 
-    def trainer(self, recipe:Recipe, network_seed:int) -> Trainer:
+    def trainer(self, recipe:Recipe, network_seed:int, images:None=None, teacher:None=None) -> Trainer: # it has its own images and their labels
         "What source training and compressors train with"
         train, valid = glyphs('train', recipe.images, network_seed), glyphs('valid', min(2000, self.n_test))
         return Trainer(train, valid, self.normalise, recipe, network_seed)

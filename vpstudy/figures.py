@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'MODES', 'order', 'looks', 'mode_order', 'shot_order', 'save_figure', 'missing_trials',
-           'footnote', 'accuracy_by_shots', 'ece_by_shots', 'pooled', 'reliability_diagrams', 'mapping_picture',
-           'groups', 'main_table', 'differences', 'difference_by_shots']
+           'footnote', 'panel_rows', 'accuracy_by_shots', 'ece_by_shots', 'pooled', 'reliability_diagrams',
+           'mapping_picture', 'groups', 'main_table', 'differences', 'difference_by_shots']
 
 # %% ../nbs/33_figures.ipynb #a7a26cdc
 from itertools import product
@@ -48,24 +48,29 @@ def missing_trials(table:pd.DataFrame, expected:list) -> pd.DataFrame: # `expect
 def footnote(table:pd.DataFrame) -> str:
     "What a figure rests on: seeds, networks, test images, and holes in the grid"
     keys = ['setting', 'target', 'mode', 'shots', 'seed', 'network_seed']
-    holes = int(np.prod([table[k].nunique() for k in keys])) - len(table[keys].drop_duplicates())
+    parts = [rows for _, rows in table.groupby('target')] # targets may differ in budgets
+    holes = sum(int(np.prod([rows[k].nunique() for k in keys])) - len(rows[keys].drop_duplicates()) for rows in parts)
     count = lambda n, what: f'{n} {what}' + 's' * (n != 1)
     return f'{count(table.seed.nunique(), "seed")}, {count(table.network_seed.nunique(), "network")}, n = {"/".join(str(n) for n in sorted(table.n_test.unique()))} {table.split.iloc[0]} images' + (f'; {count(holes, "trial")} missing' if holes else '')
 
-# %% ../nbs/33_figures.ipynb #50ce789d
-def _by_shots(table, metrics:dict, modes=None, ylim=None):
-    "A grid of panels, metrics down and modes across: seeds as points, means as lines"
-    modes = modes or mode_order(table['mode'])
-    shots, style = shot_order(table.shots), looks(table.setting)
+# %% ../nbs/33_figures.ipynb #606fb505
+def panel_rows(table, metrics:dict) -> list: # (target, metric, label of the y axis)
+    "One row of panels a target and metric; the target is named where there are several"
+    targets = sorted(set(table.target))
+    return [(t, m, f'{t}: {name}' if len(targets) > 1 else name) for t in targets for m, name in metrics.items()]
+
+def _by_shots(table, metrics:dict, ylim=None):
+    "A grid of panels, targets and metrics down and modes across: seeds as points, means as lines"
+    modes, shots, style, rows = mode_order(table['mode']), shot_order(table.shots), looks(table.setting), panel_rows(table, metrics)
     with plt.rc_context(STYLE):
-        fig, axs = plt.subplots(len(metrics), len(modes), figsize=(2.5 * len(modes) + .6, 2.2 * len(metrics) + .6), sharex=True, sharey='row', squeeze=False)
-        for (metric, name), row in zip(metrics.items(), axs):
+        fig, axs = plt.subplots(len(rows), len(modes), figsize=(2.5 * len(modes) + .6, 2.2 * len(rows) + .6), sharex=True, sharey='row', squeeze=False)
+        for (target, metric, name), row in zip(rows, axs):
             for mode, ax in zip(modes, row):
                 for k, setting in enumerate(order(table.setting)):
-                    t, look = table[(table['mode'] == mode) & (table.setting == setting)], style[setting]
+                    t, look = table[(table.target == target) & (table['mode'] == mode) & (table.setting == setting)], style[setting]
                     x = lambda values: np.array([shots.index(s) for s in values]) + (k - (len(style) - 1) / 2) * .08
                     ax.plot(x(t.shots), t[metric], look['marker'], color=look['color'], ms=3, alpha=.4)
-                    mean = t.groupby('shots')[metric].mean()
+                    mean = t.groupby('shots')[metric].mean().reindex([s for s in shots if s in set(t.shots)])
                     ax.plot(x(mean.index), mean.values, '-', **{**look, 'ms': 4})
                 ax.set_title(mode); ax.set_xticks(range(len(shots)), [str(s) for s in shots])
                 if ylim: ax.set_ylim(*ylim)
@@ -77,11 +82,11 @@ def _by_shots(table, metrics:dict, modes=None, ylim=None):
     return fig
 
 def accuracy_by_shots(table):
-    "Accuracy against shots, one panel a mode"
+    "Accuracy against shots, one panel a target and mode"
     return _by_shots(table, dict(accuracy='accuracy'), ylim=(0, 1))
 
 def ece_by_shots(table):
-    "True ECE above the published number, one panel a mode"
+    "True ECE above the published number, one panel a target and mode"
     return _by_shots(table, dict(ece='ECE', legacy_ece='published "ECE"'))
 
 # %% ../nbs/33_figures.ipynb #a66ca937
@@ -116,24 +121,27 @@ def reliability_diagrams(records:list, table:pd.DataFrame, modes=('ilm', 'lp'), 
 def mapping_picture(
     records:list, # one record a setting, of a VP mode, same target
     target_images, # [K, h, w, 3], one a target class, values 0 to 1
-    source_images:dict, # source class name -> [h, w, 3]
+    source_images:dict, # source class name -> [h, w, 3]; a class without a picture is written out
     names:list, # settings, as titles
+    most:int=10, # target classes shown
 ):
-    "Target classes down; the target image, then the mapped source class by setting"
-    classes = records[0]['data']['classes']
+    "Target classes across; the target image, then the mapped source class by setting"
+    every = records[0]['data']['classes']
+    classes = every[:most]
     with plt.rc_context({**STYLE, 'axes.grid': False}):
-        fig, axs = plt.subplots(1 + len(records), len(classes), figsize=(.75 * len(classes) + 1, .85 * (1 + len(records)) + .3), squeeze=False)
+        fig, axs = plt.subplots(1 + len(records), len(classes), figsize=((.75 if source_images else 1.1) * len(classes) + 1, .85 * (1 + len(records)) + .3), squeeze=False)
         for c, name in enumerate(classes):
-            axs[0, c].imshow(target_images[c]); axs[0, c].set_title(name, fontsize=8)
+            axs[0, c].imshow(target_images[c]); axs[0, c].set_title(name, fontsize=8, wrap=True)
             for row, r in zip(axs[1:], records):
                 got = r['mapping']['source_name'][c]
-                row[c].imshow(source_images[got]); row[c].set_xlabel(got, fontsize=8, labelpad=1)
+                if got in source_images: row[c].imshow(source_images[got]); row[c].set_xlabel(got, fontsize=8, labelpad=1)
+                else: row[c].text(.5, .5, got.replace(' ', '\n'), ha='center', va='center', fontsize=7, transform=row[c].transAxes)
                 for s in row[c].spines.values(): s.set(visible=got == name, color=COLOURS[3], lw=2)
         for ax in axs.flat: ax.set(xticks=[], yticks=[])
         for ax in axs[0]: [s.set_visible(False) for s in ax.spines.values()]
         for ax, label in zip(axs[:, 0], ['target', *names]): ax.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
         t = records[0]['trial']
-        fig.text(0, -.02, f"{t['mode']}, {t['shots']} shots, seed {t['seed']}; green frame: source class of the same name", fontsize=7, color='.4')
+        fig.text(0, -.02, f"{t['mode']}, {t['shots']} shots, seed {t['seed']}; green frame: source class of the same name" + (f'; {most} of {len(every)} classes' if len(every) > most else ''), fontsize=7, color='.4')
     return fig
 
 # %% ../nbs/33_figures.ipynb #d1ea1cf9
@@ -149,17 +157,17 @@ def main_table(table:pd.DataFrame, metrics=('accuracy', 'ece', 'legacy_ece', 'se
     return pd.DataFrame([{**dict(zip(keys, key)), **rows[list(metrics)].astype(float).mean(), 'n': len(rows)} for key, rows in groups(table, *keys)])
 
 def differences(table:pd.DataFrame, metric:str='accuracy') -> pd.DataFrame:
-    "Paired difference to dense by setting, mode and shots: mean, 95 % t-interval, n pairs"
-    keys = 'setting', 'mode', 'shots'
+    "Paired difference to dense by target, setting, mode and shots: mean, 95 % t-interval, n pairs"
+    keys = 'target', 'setting', 'mode', 'shots'
     return pd.DataFrame([(*key, *t_interval(rows.difference), len(rows)) for key, rows in groups(paired(table, metric), *keys)], columns=[*keys, 'difference', 'low', 'high', 'n'])
 
 def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE')):
     "Paired difference to dense with its 95 % t-interval, by shots: settings by colour, modes across"
-    modes, shots, style = mode_order(table['mode']), shot_order(table.shots), looks(table.setting)
+    modes, shots, style, rows = mode_order(table['mode']), shot_order(table.shots), looks(table.setting), panel_rows(table, {m: f'{n}, difference to dense' for m, n in metrics.items()})
     with plt.rc_context(STYLE):
-        fig, axs = plt.subplots(len(metrics), len(modes), figsize=(2.5 * len(modes) + .6, 2.1 * len(metrics) + .6), sharex=True, sharey='row', squeeze=False)
-        for (metric, name), row in zip(metrics.items(), axs):
-            d = differences(table, metric)
+        fig, axs = plt.subplots(len(rows), len(modes), figsize=(2.5 * len(modes) + .6, 2.1 * len(rows) + .6), sharex=True, sharey='row', squeeze=False)
+        for (target, metric, name), row in zip(rows, axs):
+            d = differences(table[table.target == target], metric)
             for mode, ax in zip(modes, row):
                 ax.axhline(0, color='k', lw=1); ax.set_title(mode)
                 for k, setting in enumerate(order(d.setting)):
@@ -168,7 +176,7 @@ def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE')):
                     look = style[setting]
                     ax.errorbar(x, e.difference, [e.difference - e.low, e.high - e.difference], fmt=look['marker'], color=look['color'], label=setting, ms=4, lw=1, capsize=2)
                 ax.set_xticks(range(len(shots)), [str(s) for s in shots])
-            row[0].set_ylabel(f'{name}, difference to dense')
+            row[0].set_ylabel(name)
         for ax in axs[-1]: ax.set_xlabel('examples a class')
         axs[0, -1].legend(loc='best')
         fig.text(0, -.02, footnote(table) + '; bars: 95 % t-interval over pairs', fontsize=7, color='.4')

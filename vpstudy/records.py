@@ -30,17 +30,16 @@ def write_record(
     logits, # fp32 [n, K], mapped
     labels, # int64 [n]
     where=None, # records directory
+    device:str='cpu', # it ran on
 ) -> dict:
     "Write the logits and then the record of a finished trial; returns the record"
     path = record_path(setting, trial, where)
     content = save({'logits': logits.contiguous(), 'labels': labels.contiguous()})
     file = write_atomic(path.with_suffix('.safetensors'), content)
     keep = {k: upstream[k] for k in ('accuracy', 'n', 'density', 'size_bytes', 'weights_sha256')}
-    result, device = dict(result), result['device']
-    del result['device']
     record = dict(schema=SCHEMA, id=trial.id(setting), setting_id=setting.id, finished=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                   setting=asdict(setting), trial=asdict(trial), upstream=keep, **{**result, 'seconds': dict(compress=upstream['seconds'], **result['seconds'])},
-                  logits=dict(file=file.name, sha256=sha256(content)), versions=versions(), machine=dict(machine(), device=device, precision=trial.precision), git=git_state())
+                  logits=dict(file=file.name, sha256=sha256(content)), versions=versions(), machine=dict(machine(), device=str(device), precision=trial.precision), git=git_state())
     write_atomic(path, json.dumps(record, indent=1, allow_nan=False))
     return record
 
@@ -91,6 +90,6 @@ def as_table(records:list) -> pd.DataFrame:
     def row(r):
         s, t = Setting(**r['setting']), r['trial']
         return dict(setting=s.label, backbone=s.backbone, method=s.method, sparsity=s.sparsity, bits=s.bits, state=s.state, network_seed=s.network_seed, target=t['target'], mode=t['mode'],
-                    shots=t['shots'], seed=t['seed'], epochs=t['epochs'], split=t['split'], variant=sha256({k: v for k, v in t.items() if k not in ('target', 'mode', 'shots', 'seed')})[:8], n_test=r['data']['n_test'], actual_shots=r['data']['actual_shots'][1], upstream=r['upstream']['accuracy'], density=r['upstream']['density'],
+                    shots=t['shots'], seed=t['seed'], epochs=t['epochs'], split=t['split'], weights=s.weights, precision=t['precision'], variant=sha256({k: v for k, v in t.items() if k not in ('target', 'mode', 'shots', 'seed', 'precision')})[:8], n_test=r['data']['n_test'], actual_shots=r['data']['actual_shots'][1], upstream=r['upstream']['accuracy'], density=r['upstream']['density'],
                     **r['metrics'], semantic=(r['mapping'] or {}).get('semantic'), collisions=(r['mapping'] or {}).get('collisions'), seconds=r['seconds']['train'], setting_id=r['setting_id'], id=r['id'])
     return pd.DataFrame([row(r) for r in records])

@@ -24,7 +24,9 @@ def paired(
     table:pd.DataFrame, # of `records.as_table`
     metric:str='accuracy',
 ) -> pd.DataFrame: # one row a compressed trial that has its dense twin: PAIRED_BY, setting, difference
-    "Difference of every compressed trial to the dense trial with the same everything else"
-    dense = table.loc[table.method == 'dense', [*PAIRED_BY, metric]].rename(columns={metric: 'dense'})
-    out = table[table.method != 'dense'].merge(dense, on=PAIRED_BY)
+    "Difference of every compressed trial to one dense trial with the same everything else: of the same weights it came from and in the same precision if there are several, else of the first variant of weights"
+    dense = table.loc[table.method == 'dense', [*PAIRED_BY, 'weights', 'precision', metric]].rename(columns={metric: 'dense'})
+    out = table[table.method != 'dense'].merge(dense, on=PAIRED_BY, suffixes=('', '_dense'))
+    out = out.assign(other_weights=out.weights != out.weights_dense, other_precision=out.precision != out.precision_dense)
+    out = out.sort_values(['other_weights', 'weights_dense', 'other_precision'], kind='stable').drop_duplicates('id').sort_index()
     return out[[*PAIRED_BY, 'setting']].assign(difference=out[metric] - out['dense'])

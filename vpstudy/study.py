@@ -13,25 +13,28 @@ from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 import yaml
-from fastprogress.fastprogress import progress_bar
-from .core import BadInput, Setting, as_list, data_path, resolve_device, root, set_threads, sweep
+from .core import BadInput, Setting, as_list, data_path, progress, resolve_device, root, set_threads, sweep
 from .backbones import backbones
 from .compress import METHOD_PARAMS, compressed, make_setting
 from .frozen import Frozen
 from .records import is_done, read_record, record_path, records_path, write_record
-from .targets import targets as target_registry
+from .datasets import get_target
 from .transfer import make_trial, modes as mode_registry, run_trial
 
 # %% ../nbs/32_study.ipynb #ace9bcfb
 def resolve(
-    backbone='glyphs_resnet', weights=None, method='gmp', network_seed=0, # the setting, with `sparsity`, `bits`, ... in `options`
+    backbone='glyphs_resnet', weights=None, method='gmp', network_seed=0, images=None, # the setting, with `sparsity`, `bits`, ... in `options`
     targets='digits', modes='rlm,flm,ilm,lp', shots='1,10,50', seeds='0,1,2', # one or many: a value, a list or a comma-separated string
     device='auto',
     **options, # parameters of the method and of `make_trial`
 ) -> tuple: # (Setting, list of (Target, Trial))
     "A checked setting and its checked trials"
     own = {k: options.pop(k) for k in METHOD_PARAMS if k in options}
-    setting, model = make_setting(backbone, method, weights, network_seed, **own), backbones[backbone]
+    setting = make_setting(backbone, method, weights, network_seed, images, **own)
+    model = backbones[setting.backbone]
+    if setting.bits is not None: # levels would not survive bf16
+        if options.get('precision', 'auto') not in ('auto', 'fp32'): raise BadInput(f"precision={options['precision']!r} is not allowed: {setting.label} is quantized and runs in fp32; leave it out")
+        options['precision'] = 'fp32'
     if unknown := set(options) - set(inspect.signature(make_trial).parameters):
         raise BadInput(f'parameter {min(unknown)!r} (= {options[min(unknown)]!r}) is unknown; allowed are those of run.ipynb')
     lists = {k: as_list(v, k) for k, v in dict(targets=targets, modes=modes, shots=shots, seeds=seeds).items()}
@@ -40,7 +43,7 @@ def resolve(
         if options.get(k, default) != default and not any(getattr(m, has) for m in chosen):
             raise BadInput(f"{k}={options[k]!r} is not allowed: none of the modes {', '.join(lists['modes'])} has it; leave it out")
     make = partial(make_trial, device=resolve_device(device), model=model, **options)
-    return setting, [(t, make(t, mode=m, shots=n, seed=s)) for t in [target_registry[str(n)]() for n in lists['targets']]
+    return setting, [(t, make(t, mode=m, shots=n, seed=s)) for t in [get_target(str(n)) for n in lists['targets']]
                      for n in lists['shots'] for m in lists['modes'] for s in lists['seeds']]
 
 # %% ../nbs/32_study.ipynb #98cd9d01
@@ -58,15 +61,15 @@ def check_same_weights(setting:Setting, upstream:dict, records=None):
             raise BadInput(f"{path} was made with weights {other[:10]}, data/checkpoints now holds {upstream['weights_sha256'][:10]} for {setting.id}; bring the old checkpoint back, or move {folder} away")
         return # whole records of one setting agree: each was checked before it was written
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _frozen(setting, precision, device): return Frozen(compressed(setting), precision, device)
 
-def _run_one(setting, target, trial, upstream, records, device):
+def _run_one(setting, target, trial, precision, upstream, records, device):
     "Run one trial and write its record"
-    frozen = _frozen(setting, trial.precision, device)
+    frozen = _frozen(setting, precision, device)
     if frozen.backbone.upstream['weights_sha256'] != upstream['weights_sha256']: raise BadInput(f'the checkpoint of {setting.id} was replaced while its trials ran; start again')
-    result, logits, labels, _ = run_trial(frozen, target_registry[target](), trial)
-    write_record(setting, trial, upstream, result, logits, labels, records)
+    result, logits, labels, _ = run_trial(frozen, get_target(target), trial)
+    write_record(setting, trial, upstream, result, logits, labels, records, frozen.device)
 
 def _start_worker(parent):
     "One thread; and no worker outlives the run it belongs to, however that ended"
@@ -80,7 +83,7 @@ def run_setting(
     setting:Setting, trials:list, # of `resolve`
     records=None, # records directory
     device:str='auto',
-    workers:int|None=None, # processes; default: one a core on a CPU, one on a GPU
+    workers:int|None=None, # processes; default: one a core for a small network on a CPU, else one
 ) -> int: # how many trials were run
     "Run the trials of `setting` that have no record, with a progress bar"
     cores, todo = set_threads(), missing(setting, trials, records)
@@ -92,20 +95,21 @@ def run_setting(
     upstream = compressed(setting).upstream # all cores train it, if it has to be trained
     check_same_weights(setting, upstream, records)
     todo.sort(key=lambda pair: -len(pair[0].labels['train']) if pair[1].shots == 'full' else -pair[1].shots) # long ones first: all cores end together
-    calls = [(setting, target.name, trial, upstream, records, device) for target, trial in todo]
-    workers = workers or (1 if resolve_device(device).type == 'cuda' else cores)
+    prompted = [t.precision for _, t in trials if t.prompt] # one backbone serves all: what is not prompted runs in its fp32 half
+    calls = [(setting, target.ref or target.name, trial, trial.precision if trial.prompt else (prompted or ['fp32'])[0], upstream, records, device) for target, trial in todo]
+    small = backbones[setting.backbone].threads == 1 and resolve_device(device).type == 'cpu'
+    workers = workers or (cores if small else 1)
     _frozen.cache_clear()
     with contextlib.ExitStack() as stack:
         stack.callback(set_threads)
         if workers == 1:
-            set_threads(1)
+            if small: set_threads(1)
             done = (_run_one(*c) for c in calls)
         else:
             pool = stack.enter_context(ProcessPoolExecutor(workers, get_context('spawn'), _start_worker, (os.getpid(),)))
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             done = (f.result() for f in as_completed([pool.submit(_run_one, *c) for c in calls]))
-        start, bar = time.perf_counter(), progress_bar(done, total=len(calls))
-        for i, _ in enumerate(bar): bar.comment = f'{(time.perf_counter() - start) / (i + 1):.1f} s a trial'
+        for _ in progress(done, 'trials', total=len(calls)): pass
     return len(calls)
 
 # %% ../nbs/32_study.ipynb #ad70fdbe
@@ -120,7 +124,9 @@ def read_study(file) -> dict: # settings, common, report
 def resolve_study(file) -> list: # (parameters, Setting, trials) a setting
     "All settings of a study file, completed with what is common, and checked"
     study = read_study(file)
-    return [(p, *resolve(**p)) for p in ({**(study.get('common') or {}), **s} for s in study['settings'])]
+    found = lambda v: str(Path(v).expanduser().resolve()) if isinstance(v, str) and ('/' in v or '.' in v) and Path(v).expanduser().exists() else v # run.ipynb has another working directory
+    plan = [{k: found(v) if k in ('checkpoint', 'weights', 'images', 'targets') else v for k, v in {**(study.get('common') or {}), **s}.items()} for s in study['settings']]
+    return [(p, *resolve(**p)) for p in plan]
 
 def study_status(file, records=None) -> dict:
     "How many settings and trials a study has, and how many are done"
@@ -154,21 +160,22 @@ def execute(notebook:str, out:Path, parameters:dict):
 
 def run_study(file, records=None, figures=None) -> dict:
     "Execute `run.ipynb` for each setting of a study file that has something missing, then its report; returns the status"
-    plan = resolve_study(file)
+    plan, report = resolve_study(file), read_study(file).get('report')
     where = {} if records is None else dict(records=str(records_path(records)))
     with watching([record_path(s, t, records) for _, s, ts in plan for _, t in ts]) as bar:
         for params, setting, trials in plan:
             if not missing(setting, trials, records): continue
             bar.set_postfix_str(f'now {setting.label}')
             execute('run.ipynb', records_path(records)/setting.id/'run.ipynb', {**params, **where})
-    made = dict(report=str(make_report(file, records, figures))) if read_study(file).get('report') else {}
+    made = dict(report=str(make_report(file, records, figures))) if report else {}
     return {**study_status(file, records), **made}
 
 def make_report(file, records=None, figures=None) -> Path:
     "Execute the report notebook of a study file and export it as one HTML page; returns its path"
     from nbconvert import HTMLExporter
-    figures, name = Path(figures or root()/'figures').resolve(), Path(read_study(file).get('report') or 'none').stem
-    if name == 'none': raise BadInput(f'study file {str(file)!r} names no `report`; add e.g. report: report_study.ipynb')
+    report = read_study(file).get('report')
+    if not report: raise BadInput(f'study file {str(file)!r} names no `report`; add e.g. report: report_study.ipynb')
+    figures, name = Path(figures or root()/'figures').resolve(), Path(report).stem
     out = records_path(records).parent/'reports'/f'{name}.ipynb'
     execute(f'{name}.ipynb', out, dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures)))
     html, _ = HTMLExporter(exclude_input=True).from_filename(str(out))

@@ -7,33 +7,40 @@ __all__ = ['targets', 'Target', 'stratified', 'digits', 'fewshot', 'actual_shots
 
 # %% ../nbs/20_targets.ipynb #8a556a7b
 from dataclasses import dataclass
+from functools import cached_property
 import numpy as np, torch, torch.nn.functional as F
 from .core import BadInput, Registry, check_shots, rng, sha256
 
 # %% ../nbs/20_targets.ipynb #4b43b042
 @dataclass(frozen=True)
 class Target:
-    "A downstream data set, decoded"
+    "A downstream data set"
     name: str
     classes: list # K names, in label order
-    images: dict # split -> uint8 [n, C, h, w], C = 1 or 3
+    images: dict # split -> uint8 [n, C, h, w], C = 1 or 3; or a function of (size, interpolation) that gives it
     labels: dict # split -> int64 [n], 0 to K-1
     size: int # default edge of an image on the canvas, pixels
     origin: str # who served it: 'scikit-learn', 'torchvision', 'pack', ...
+    content: dict|None = None # split -> hash of its images, where they are not decoded yet
+    ref: str|None = None # what `datasets.get_target` finds it by, if not its name
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         "Content of all splits and names: another copy of a data set is another target"
-        return sha256([self.classes, *([s, sha256(self.images[s]), sha256(self.labels[s])] for s in sorted(self.images))])
+        return sha256([self.classes, *([s, self.content[s] if self.content else sha256(self.images[s]), sha256(self.labels[s])] for s in sorted(self.images))])
 
     def pixels(self,
         split:str, # 'train', 'valid' or 'test'
         size:int|None=None, # edge in pixels, default `self.size`
         index=slice(None), # which of them
+        interpolation:str='bilinear', # or 'bicubic'
     ) -> torch.Tensor: # uint8 [n, 3, size, size]
-        "Images of `split` as they stand on the canvas: resized (bilinear, antialiased), grey made three channels"
-        x, size = self.images[split][index], size or self.size
-        if x.shape[-2:] != (size, size): x = F.interpolate(x.float(), (size, size), mode='bilinear', antialias=True).round().clamp(0, 255).byte()
+        "Images of `split` as they stand on the canvas: resized (antialiased), grey made three channels"
+        if split not in self.images: raise BadInput(f'target {self.name!r} has no {split!r} images; choose one of: {", ".join(self.images)}')
+        x, size = self.images[split], size or self.size
+        x = (x(size, interpolation) if callable(x) else x)[index]
+        resize = lambda b: F.interpolate(b.float(), (size, size), mode=interpolation, antialias=True).round().clamp(0, 255).byte()
+        if x.shape[-2:] != (size, size): x = torch.cat([resize(b) for b in x.split(500)])
         return x.expand(-1, 3, -1, -1)
 
 targets = Registry('target') # name -> function() -> Target
@@ -67,11 +74,11 @@ def fewshot(
 ) -> torch.Tensor: # int64 indices into the training pool, sorted
     "The subset of `target`'s training pool for a budget and seed; subsets of one seed are nested"
     check_shots(shots)
-    labels, keep = target.labels['train'], []
-    for c, name in enumerate(target.classes):
-        pool = (labels == c).nonzero()[:, 0]
-        if len(pool) == 0: raise BadInput(f'target {target.name!r} has no training image of class {name!r}; every class needs at least one')
-        keep.append(pool[torch.randperm(len(pool), generator=rng('subset', target.name, seed, c))][:None if shots == 'full' else shots])
+    labels = target.labels['train']
+    n = torch.bincount(labels, minlength=len(target.classes))
+    if 0 in n: raise BadInput(f'target {target.name!r} has no training image of {", ".join(repr(c) for c, k in zip(target.classes, n) if not k)}; every class needs at least one')
+    order = lambda c: torch.randperm(int(n[c]), generator=rng('subset', target.name, seed, c))
+    keep = [(labels == c).nonzero()[:, 0][order(c)][:None if shots == 'full' else shots] for c in range(len(target.classes))]
     return torch.cat(keep).sort().values
 
 def actual_shots(target:Target, index:torch.Tensor) -> list:

@@ -73,6 +73,7 @@ def make_trial(
     if not isinstance(lr, (int, float)) or not 0 < lr < 1e38: raise BadInput(f'lr={lr!r} is not allowed; give a number above 0, e.g. 0.01')
     if votes not in ('training', 'pass'): raise BadInput(f"votes={votes!r} is not known; choose one of: training, pass")
     if split not in ('test', 'valid'): raise BadInput(f"split={split!r} is not scored; choose one of: test, valid")
+    if split not in target.labels: raise BadInput(f"split={split!r} is not there: target {target.name!r} has only {', '.join(target.labels)}")
     if size is not None: _whole('size', size)
     prompts[prompt]
     if model and m.prompted: # refuse now what would fail after the training of the source model
@@ -96,14 +97,16 @@ def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     "Learn a prompt on the images `index` of the training pool; labels are read off a mapping"
     backbone, how = frozen.backbone, mappings[trial.mode]
     S, K, device = len(backbone.classes), len(target.classes), frozen.device
-    pixels = lambda split, i=slice(None): target.pixels(split, trial.size, i).to(device).float() / 255
+    pixels = lambda split, i: target.pixels(split, trial.size, i, backbone.interpolation).to(device)
     x, y = pixels('train', index), target.labels['train'][index].to(device)
     prompt = prompts[trial.prompt](backbone.canvas, trial.size).to(device)
     opt, schedule = optimiser(prompt.parameters(), trial)
     order, chance = rng('order', trial.target, trial.shots, trial.seed), rng('mapping', trial.target, trial.seed)
 
-    def look(): # the votes of a pass
-        with torch.no_grad(): return count_votes(frozen.exact(prompt(x)).argmax(1), y, S, K).cpu()
+    @torch.no_grad()
+    def exact(images): return torch.cat([frozen.exact(prompt(b.float() / 255)) for b in images.split(frozen.batch)])
+
+    def look(): return count_votes(exact(x).argmax(1), y, S, K).cpu() # the votes of a pass
 
     see, votes, trace = frozen.prompted(prompt, x), look(), []
     mapping, used = how.f(votes, chance), votes
@@ -125,24 +128,27 @@ def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
         trace.append(hits.item() / len(x))
         if how.updates: votes = count_votes(seen, y, S, K).cpu()
 
-    def score(split):
-        with torch.no_grad(): return frozen.exact(prompt(pixels(split)))[:, mapping].cpu()
+    def score(split): return torch.cat([exact(pixels(split, i))[:, mapping].cpu() for i in torch.arange(len(target.labels[split])).split(frozen.batch)])
     named = dict(source_index=mapping.tolist(), source_name=[backbone.classes[s] for s in mapping], collisions=collisions(used, mapping),
                  semantic=semantic_score(mapping, backbone.classes, target.classes))
     return Fit(score, named, prompt, trace)
 
 for name, m in mappings.items(): modes.register(name, prompted=True, updates=m.updates, cls=Mode)(visual_prompt)
 
-# %% ../nbs/25_transfer.ipynb #a6afc9ce
-def cached_features(frozen:Frozen, target:Target, split:str) -> torch.Tensor: # fp32 [n, F]
-    "Features of all images of `split`, stretched over the canvas; kept on `frozen`"
-    cache, key = frozen.__dict__.setdefault('feature_cache', {}), (target.sha256, split)
-    if key not in cache: cache[key] = frozen.features(target.pixels(split, frozen.backbone.canvas).to(frozen.device).float() / 255)
-    return cache[key]
+# %% ../nbs/25_transfer.ipynb #3356bbaf
+def cached_features(frozen:Frozen, target:Target, split:str, index=None) -> torch.Tensor: # fp32 [n, F]; index: which images, default all
+    "Features of images of `split`, stretched over the canvas, kept on `frozen`: of all images at once, or of a small part of a large pool alone"
+    n = len(target.labels[split])
+    alone = index is not None and n > 1000 and 4 * len(index) <= n # a rule that asks for nothing but sizes: what is computed together must not depend on what ran before
+    cache, key = frozen.__dict__.setdefault('feature_cache', {}), (target.sha256, split, sha256(index) if alone else None)
+    if key not in cache:
+        see = lambda i: frozen.features(target.pixels(split, frozen.backbone.canvas, i, frozen.backbone.interpolation).to(frozen.device).float() / 255)
+        cache[key] = torch.cat([see(i) for i in (index if alone else torch.arange(n)).split(frozen.batch)])
+    return cache[key] if alone or index is None else cache[key][index.to(frozen.device)]
 
 def linear_probe(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     "Learn a linear layer on the frozen features of the images `index`"
-    x, y = cached_features(frozen, target, 'train')[index.to(frozen.device)], target.labels['train'][index].to(frozen.device)
+    x, y = cached_features(frozen, target, 'train', index), target.labels['train'][index].to(frozen.device)
     seed_everything('probe', trial.target, trial.shots, trial.seed)
     layer = nn.Linear(x.shape[1], len(target.classes)).to(frozen.device)
     opt, schedule = optimiser(layer.parameters(), trial)
@@ -177,7 +183,7 @@ def run_trial(
     fit = mode.f(frozen, target, trial, index); tick()
     logits, labels = fit.score(trial.split), target.labels[trial.split]; tick()
     if not logits.isfinite().all(): raise BadInput(f'lr={trial.lr!r} made the trial diverge (its logits are not finite); give a smaller one, e.g. 0.01')
-    result = dict(device=str(frozen.device),
+    result = dict(
         data=dict(source=target.origin, classes=target.classes, n_train=len(index), n_test=len(labels), actual_shots=actual_shots(target, index),
                   splits_sha256=trial.splits_sha256, subset_sha256=sha256(index)),
         metrics=metrics(logits, labels, legacy_batch(trial)), reliability=reliability(logits, labels), mapping=fit.mapping, training_accuracy=fit.trace[-1],
