@@ -67,8 +67,6 @@ BAD = { # arguments -> what the last line has to name: the value, and what is al
     '-p sparsity hello': ("sparsity='hello'", 'a number'),
     '-p targets mnits': ("'mnits'", 'digits, cifar10'),
     '-p backbone efficientnet_lite0': ('images=None', 'give a pack'),
-    '-p backbone resnet34 -p method dense -p weights nowhere.pth': ("'nowhere.pth'", 'IMAGENET1K_V1'),
-    '-p method checkpoint -p checkpoint nowhere.pth': ('nowhere.pth', 'no such file'),
     '-p shots 0': ('shots=0', '1 or more'),
     '-p method dense -p sparsity 0.9': ('sparsity=0.9', "'dense' has no parameters"),
     '-p size 32': ('size=32', 'from 1 to 31'),

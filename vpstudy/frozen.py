@@ -48,12 +48,12 @@ def folded(net:nn.Module, x) -> nn.Module: # x: an input of the size it will see
     return net.eval().requires_grad_(False)
 
 def first_conv(net:nn.Module) -> str|None:
-    "Name of the convolution that alone reads the input of a traced network; None where there is no such thing"
+    "Name of the convolution that alone reads the input of a traced network; None where there is no such thing, or where it does more than convolve (a quantizer's hook)"
     if not isinstance(net, torch.fx.GraphModule): return None
     users = list(next(n for n in net.graph.nodes if n.op == 'placeholder').users)
     if len(users) != 1 or users[0].op != 'call_module': return None
     conv = net.get_submodule(users[0].target)
-    return users[0].target if isinstance(conv, nn.Conv2d) and conv.padding_mode == 'zeros' else None
+    return users[0].target if isinstance(conv, nn.Conv2d) and conv.padding_mode == 'zeros' and not conv._forward_pre_hooks else None
 
 def without(net:torch.fx.GraphModule, name:str) -> torch.fx.GraphModule:
     "`net` as a function of what its module `name`, which reads the input, would put out; weights are shared"
