@@ -69,8 +69,6 @@ BAD = { # arguments -> what the last line has to name: the value, and what is al
     '-p backbone efficientnet_lite0': ('images=None', 'give a pack'),
     '-p shots 0': ('shots=0', '1 or more'),
     '-p method dense -p sparsity 0.9': ('sparsity=0.9', "'dense' has no parameters"),
-    '-p size 32': ('size=32', 'from 1 to 31'),
-    '-p modes ilm,magic': ("'magic'", 'rlm, flm, ilm, lp'),
 }
 
 def bad_parameters():
