@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['backbones', 'GLYPHS', 'FONTS', 'GLYPHS_VERSION', 'Backbone', 'save_net', 'load_net', 'net_sha256', 'font_files',
            'letters', 'Dice', 'place', 'soften', 'colours', 'clutter', 'draw', 'glyphs_id', 'glyphs', 'ResBlock',
-           'GlyphsNet', 'Recipe', 'Batches', 'autocast', 'agreement', 'Trainer', 'top1', 'GlyphsModel']
+           'GlyphsNet', 'GlyphsModel']
 
 # %% ../nbs/10_backbones.ipynb #e5e5b4a6
 import json, math, time
-from .core import BadInput, Registry, data_path, resolve_device, resolve_precision, rng, seed_everything, sha256, write_atomic
-from dataclasses import asdict, dataclass, replace
+from .core import BadInput, Registry, data_path, rng, seed_everything, sha256, write_atomic
+from .fitting import Batches, Recipe, Trainer, top1
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
@@ -177,98 +178,21 @@ class GlyphsNet(nn.Module):
         self.fc = nn.Linear(widths[-1], n_classes)
     def forward(self, x): return self.fc(self.blocks(F.relu(self.bn1(self.conv1(x)))).mean((2, 3)))
 
-# %% ../nbs/10_backbones.ipynb #7c2b5654
-@dataclass(frozen=True)
-class Recipe:
-    "How a network is trained on its source"
-    images: int = 40_000
-    epochs: int = 6
-    lr: float = 5e-3 # peak of a one-cycle schedule (Smith 2018), AdamW
-    batch: int = 128
-    wd: float = .01
-    precision: str = 'auto'
-    version: int = 1 # raise it when the training itself changes
-
-    @property
-    def id(self) -> str:
-        "Content hash; the precision as this device resolves it"
-        return sha256(asdict(replace(self, precision=resolve_precision(self.precision, resolve_device()))))
-
-class Batches:
-    "What fastai needs of a data loader, over images that are already decoded: slices, no workers"
-    def __init__(self, images, labels, batch:int, normalise, generator=None): # shuffled and whole batches only if there is a generator
-        self.images, self.labels, self.batch, self.normalise, self.generator = images, labels, min(batch, len(images)), normalise, generator
-        self.dataset, self.device = images, torch.device('cpu')
-    def to(self, device): self.device = torch.device(device)
-    def __len__(self): return len(self.images) // self.batch if self.generator else math.ceil(len(self.images) / self.batch)
-    def __iter__(self):
-        order = torch.randperm(len(self.images), generator=self.generator) if self.generator else torch.arange(len(self.images))
-        for i in order.split(self.batch)[:len(self)]:
-            x = self.normalise(self.images[i].to(self.device).float() / 255)
-            yield x.contiguous(memory_format=torch.channels_last), self.labels[i].to(self.device)
-
-def autocast(on:bool):
-    "A fastai callback: forward pass and loss in bf16 where the device has it in hardware"
-    from fastai.learner import Callback # here and in `fit`: fastai takes seconds to import, and only training needs it
-    class Autocast(Callback):
-        def before_batch(self):
-            self.cast = torch.autocast(self.x.device.type, torch.bfloat16, enabled=on)
-            self.cast.__enter__()
-        def after_loss(self): self.cast.__exit__(None, None, None)
-        def after_cancel_batch(self): self.cast.__exit__(None, None, None)
-    return Autocast()
-
-# %% ../nbs/10_backbones.ipynb #7fed510e
-def agreement(logits, labels) -> torch.Tensor:
-    "Share of images whose largest logit is their label, or the teacher's largest probability (labels of two dimensions), 0 to 1"
-    return (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).float().mean()
-
-class Trainer:
-    "Trains networks on one source under one recipe"
-    def __init__(self, train:tuple, valid:tuple, normalise, recipe:Recipe, seed:int=0):
-        self.train, self.valid, self.normalise, self.recipe, self.seed, self.history = train, valid, normalise, recipe, seed, []
-        self.device, self.cbs = resolve_device(), []
-
-    def batches(self, n:int|None=None, stream:str='batches') -> Batches:
-        "Shuffled training batches, of the first `n` images if given"
-        return Batches(*(t[:n] for t in self.train), self.recipe.batch, self.normalise, rng(stream, self.seed, len(self.history)))
-
-    def fit(self,
-        net:nn.Module, # trained in place
-        cbs=(), # fastai callbacks: schedules of masks, distillation, ...
-        epochs:int|None=None, # default: the recipe's
-        lr:float|None=None,
-    ) -> list: # one row an epoch: loss of training, loss and accuracy on validation images
-        "One cycle of AdamW under the recipe, with `cbs`"
-        from fastai.callback.schedule import Learner # with fit_one_cycle patched in
-        from fastai.data.core import DataLoaders
-        from fastai.optimizer import OptimWrapper
-        seed_everything('fit', self.seed, len(self.history))
-        valid = Batches(*self.valid, 500, self.normalise)
-        on = resolve_precision(self.recipe.precision, self.device) == 'bf16'
-        learn = Learner(DataLoaders(self.batches(stream='fit'), valid, device=self.device), net.to(self.device, memory_format=torch.channels_last), nn.CrossEntropyLoss(),
-                        partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=agreement, cbs=[autocast(on), *cbs, *self.cbs])
-        with learn.no_logging(): learn.fit_one_cycle(epochs or self.recipe.epochs, lr or self.recipe.lr, wd=self.recipe.wd, pct_start=.2)
-        rows = [dict(zip(('train_loss', 'valid_loss', 'accuracy'), map(float, v))) for v in learn.recorder.values]
-        self.history.append(rows)
-        return rows
-
-@torch.no_grad()
-def top1(net:nn.Module, batches:Batches) -> float:
-    "Share of images whose largest logit is their label, 0 to 1; fp32"
-    net, device = net.eval(), next(net.parameters()).device
-    batches.to(device)
-    return sum((net(x).argmax(1) == y).sum().item() for x, y in batches) / len(batches.images)
-
 # %% ../nbs/10_backbones.ipynb #31de1653
 class GlyphsModel:
-    "A `GlyphsNet` trained here on `glyphs`"
-    source, classes, canvas, mean, std, head = 'glyphs', GLYPHS, 32, (.5, .5, .5), (.25, .25, .25), 'fc'
+    "A network trained here on `glyphs`"
+    source, classes, canvas, mean, std = 'glyphs', GLYPHS, 32, (.5, .5, .5), (.25, .25, .25)
     threads = 1 # a step is too small to share among cores
     needs_images = False # a compressor trains on the source's own
 
-    def __init__(self, name:str, recipe:Recipe, tune:Recipe, widths=(16, 32, 64, 128), n_test:int=5000):
-        self.name, self.recipe, self.tune, self.widths, self.n_test = name, recipe, tune, widths, n_test
+    def __init__(self,
+        name:str,
+        make:partial, # of a class, with everything that says what it builds: class and arguments are part of the id
+        recipe:Recipe, # of the source training
+        tune:Recipe, # of compressors
+        head:str='fc', # name of the linear layer that makes logits
+        n_test:int=5000,
+    ): self.name, self.build, self.recipe, self.tune, self.head, self.n_test = name, make, recipe, tune, head, n_test
 
     def check_weights(self, weights:str|None) -> str:
         "The name of a variant of weights; here there is one"
@@ -277,9 +201,7 @@ class GlyphsModel:
 
     def weights_id(self, weights:str='trained') -> str:
         "Content behind the weights: source data, network and recipe"
-        return sha256([glyphs_id(), self.widths, self.n_test, self.recipe.id])
-
-    def build(self) -> nn.Module: return GlyphsNet(len(self.classes), self.widths)
+        return sha256([glyphs_id(), self.build.func.__name__, self.build.args, self.build.keywords, self.n_test, self.recipe.id])
 
     def backbone(self, net:nn.Module, upstream:dict) -> Backbone:
         return Backbone(self.name, net.eval(), self.head, self.source, self.classes, self.canvas, self.mean, self.std, upstream)
@@ -300,13 +222,15 @@ class GlyphsModel:
         path = data_path('checkpoints', f'{self.name}-dense-n{network_seed}-{self.weights_id(weights)[:10]}.safetensors')
         if not path.exists():
             start, trainer = time.perf_counter(), self.trainer(self.recipe, network_seed)
+            trainer.partial = path.with_suffix('.partial')
             seed_everything('net', network_seed)
             net = self.build()
             trainer.fit(net)
             save_net(net, path, dict(upstream=self.test(net), history=trainer.history, seconds=time.perf_counter() - start))
+            trainer.partial.unlink(missing_ok=True)
         net = self.build()
         note = load_net(net, path)
         return self.backbone(net, dict(note['upstream'], seconds=note['seconds'], history=note['history'], weights_sha256=net_sha256(net)))
 
-backbones['glyphs_resnet'] = GlyphsModel('glyphs_resnet', Recipe(), tune=Recipe(epochs=4, lr=1.4e-2))
-backbones['glyphs_smoke'] = GlyphsModel('glyphs_smoke', Recipe(images=940, epochs=1, batch=94), tune=Recipe(images=940, epochs=1, batch=94), widths=(8, 16, 16), n_test=235)
+backbones['glyphs_resnet'] = GlyphsModel('glyphs_resnet', partial(GlyphsNet, len(GLYPHS)), Recipe(), tune=Recipe(epochs=4, lr=1.4e-2))
+backbones['glyphs_smoke'] = GlyphsModel('glyphs_smoke', partial(GlyphsNet, len(GLYPHS), (8, 16, 16)), Recipe(images=940, epochs=1, batch=94), tune=Recipe(images=940, epochs=1, batch=94), n_test=235)

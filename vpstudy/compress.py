@@ -38,7 +38,7 @@ def checkpoint_setting(backbone:str, checkpoint:str|None=None, **params) -> Sett
     name = f'{c.dialect} {1 - c.density():.1%} {c.content[:4]}' # not the file's name: a renamed file is the same setting
     return Setting(own, name, c.content, 'checkpoint', bits=min(c.translated.bits.values(), default=None), checkpoint=c.content)
 
-METHOD_PARAMS = 'sparsity', 'distribution', 'keep', 'bits', 'state', 'checkpoint' # of a setting, owned by its method
+METHOD_PARAMS = 'sparsity', 'distribution', 'keep', 'bits', 'observer', 'state', 'checkpoint' # of a setting, owned by its method
 
 def recipe_id(method:str, model, pack=None) -> str|None: # pack: images that are not the source's own
     "Content behind a compressor: its code's version, how it trains, on what"
@@ -111,10 +111,12 @@ def compressed(
         if not path.exists():
             if setting.recipe_id != recipe_id(setting.method, model, setting.images and get_pack(setting.images)): raise BadInput(f'{setting.label}: the images {setting.images!r}, or how it is compressed, are not those of this setting any more; make the setting anew')
             start, net, trainer = time.perf_counter(), backbone.net, model.trainer(model.tune, setting.network_seed, setting.images, backbone.net)
+            trainer.partial = path.with_suffix('.partial')
             before = dict(previous=compressed(replace(setting, state=setting.state - 1), masks=True).net) if setting.state else {}
             seed_everything('compress', replace(setting, state=0).id if setting.state is not None else setting.id) # all rounds of a ticket start from the same weights
             entry.f(net, trainer, **{k: getattr(setting, k) for k in entry.params}, **before)
             save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net), history=trainer.history, seconds=time.perf_counter() - start))
+            trainer.partial.unlink(missing_ok=True)
         net = model.build()
         if entry.form: entry.form(net, load_file(path), **{k: getattr(setting, k) for k in entry.params})
         note = load_net(net, path)

@@ -148,6 +148,7 @@ class Setting:
     distribution: str|None = None # how it is shared among layers, or the pattern of N:M
     keep: str|None = None # which layers stay dense
     bits: int|None = None # of weights and activations
+    observer: str|None = None # how PTQ finds the steps of its levels
     state: int|None = None # round of a lottery ticket
     checkpoint: str|None = None # sha256 of somebody's compressed file
     network_seed: int = 0 # which training of source model and compressor
@@ -156,7 +157,7 @@ class Setting:
     def label(self) -> str:
         "What a legend calls it: `dense`, `gmp 0.9`, `lsq 4 bit`"
         extra = [f'{self.sparsity:g}' if self.sparsity is not None else '', f'{self.bits} bit' if self.bits is not None else '',
-                 f'state {self.state}' if self.state is not None else '', self.distribution if self.distribution not in (None, 'global') else '', f'keep {self.keep}' if self.keep not in (None, 'none') else '']
+                 f'state {self.state}' if self.state is not None else '', self.observer if self.observer not in (None, 'mse') else '', self.distribution if self.distribution not in (None, 'global') else '', f'keep {self.keep}' if self.keep not in (None, 'none') else '']
         return ' '.join([self.method, *([self.weights] if self.method == 'checkpoint' else filter(None, extra))])
 
     @property
@@ -214,11 +215,11 @@ def resolve_device(device:str='auto') -> torch.device:
     return torch.device(device)
 
 def resolve_precision(precision:str='auto', device:torch.device|str='cpu') -> str:
-    "'auto' -> 'bf16' where `device` has it in hardware, else 'fp32'"
+    "'auto' -> 'bf16' where `device` is faster with it, else 'fp32'"
     if precision not in ('auto', 'fp32', 'bf16'): raise BadInput(f'precision {precision!r} is unknown; choose one of: auto, fp32, bf16')
     if precision != 'auto': return precision
     if torch.device(device).type == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32'
-    return 'bf16' if {'amx_bf16', 'avx512_bf16'} & _cpu_flags() else 'fp32'
+    return 'bf16' if 'amx_bf16' in _cpu_flags() else 'fp32'
 
 # %% ../nbs/00_core.ipynb #c1560811
 def _cpu_flags() -> set:

@@ -19,6 +19,7 @@ def fresh(net:nn.Module) -> nn.Module:
     "Draw all weights of `net` anew, in place"
     for m in net.modules():
         if hasattr(m, 'reset_parameters'): m.reset_parameters()
+    if hasattr(net, 'init_weights'): net.init_weights() # timm's way, which also draws what belongs to no layer
     return net
 
 SCRATCH = 3 # times the epochs of fine-tuning, for what starts from scratch
@@ -32,6 +33,7 @@ def acdc_phase(t:float) -> bool:
 
 class AlternatingPruning(Callback):
     "Closes and opens the masks of a network by AC/DC's phases"
+    remembers = 'on', 'trace'
     def __init__(self, sparsity, distribution='global', keep='none'): self.how, self.on, self.trace = (sparsity, distribution, keep), False, []
     def before_batch(self):
         if not self.training: return
@@ -76,6 +78,7 @@ def regrow(w, g, mask, share:float): # weight, dense gradient, mask -> new mask 
 
 class RigLUpdates(Callback):
     "Moves the masks of a network towards large gradients"
+    remembers = 'moved',
     def __init__(self, alpha=.3, every=50, end=.75): self.alpha, self.every, self.end, self.moved = alpha, every, end, []
     def share(self): return self.alpha / 2 * (1 + math.cos(math.pi * self.pct_train / self.end))
     def before_batch(self):
@@ -115,6 +118,7 @@ def ticket_size(n:int, state:int) -> int:
 
 class PutOn(Callback):
     "Puts masks on at the rewinding point"
+    remembers = 'done',
     def __init__(self, masks, at=REWIND): self.masks, self.at, self.done = masks, at, False
     def before_batch(self):
         if not self.training or self.done or self.pct_train < self.at: return

@@ -16,7 +16,8 @@ import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from safetensors.torch import load_file
 from .core import BadInput, data_path, resolve_device, rng, set_threads, sha256, write_atomic
 from .packs import Pack, decoded, get_pack, packs_here
-from .backbones import Backbone, Batches, Recipe, Trainer, backbones, load_net, net_sha256, save_net
+from .fitting import Recipe, Trainer, soft_labels
+from .backbones import Backbone, backbones, load_net, net_sha256, save_net
 
 # %% ../nbs/10a_imagenet.ipynb #3295e2f5
 @dataclass(frozen=True)
@@ -157,9 +158,7 @@ class ImageNetModel:
         pack = get_pack(images)
         x = decoded(pack, next(s for s in ('train', 'test', 'valid') if s in pack.splits), self.canvas, self.interpolation)
         keep = torch.randperm(len(x), generator=rng('distil', network_seed))[:recipe.images + 500]
-        device, teacher = resolve_device(), teacher.eval()
-        with torch.no_grad(): y = torch.cat([teacher.to(device)(self.normalise(x[i].to(device).float() / 255)).softmax(1).cpu() for i in keep.split(64)])
-        teacher.cpu()
+        y = soft_labels(teacher, x[keep], self.normalise)
         cut = max(len(keep) - 500, len(keep) * 4 // 5)
         return Trainer((x[keep[:cut]], y[:cut]), (x[keep[cut:]], y[cut:]), self.normalise, recipe, network_seed)
 

@@ -177,6 +177,7 @@ def cubic(t:float, final:float, end:float) -> float:
 
 class GradualPruning(Callback):
     "Raises the sparsity of a masked network along `cubic`"
+    remembers = 'trace',
     def __init__(self, sparsity, distribution='global', keep='none', end=.5, every=20): # `end`: share of the training; `every`: steps between new masks
         self.sparsity, self.distribution, self.keep, self.end, self.every, self.trace = sparsity, distribution, keep, end, every, []
 
