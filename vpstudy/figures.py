@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'MODES', 'order', 'looks', 'mode_order', 'shot_order', 'save_figure', 'missing_trials',
            'footnote', 'panel_rows', 'accuracy_by_shots', 'ece_by_shots', 'pooled', 'reliability_diagrams',
-           'mapping_picture', 'groups', 'main_table', 'differences', 'difference_by_shots']
+           'mapping_picture', 'groups', 'main_table', 'differences', 'difference_by_shots', 'upstream_by_density',
+           'upstream_by_bits']
 
 # %% ../nbs/33_figures.ipynb #a7a26cdc
 from itertools import product
@@ -181,4 +182,36 @@ def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE')):
         axs[0, -1].legend(loc='best')
         fig.text(0, -.02, footnote(table) + '; bars: 95 % t-interval over pairs', fontsize=7, color='.4')
         fig.tight_layout()
+    return fig
+
+# %% ../nbs/33_figures.ipynb #80ae9bdf
+def _upstream(ax, table, x:str, style:dict):
+    "Points a network, a line of means a method, dense as a line across"
+    dense = table[table.method == 'dense'].accuracy
+    ax.axhline(dense.mean(), color=COLOURS[0], ls=':', label=f'dense ({len(dense)} network{"s" * (len(dense) > 1)})')
+    for method, rows in table[table[x].notna() & (table.method != 'dense')].groupby('method', sort=False):
+        rows = rows.sort_values(x)
+        mean = rows.groupby(rows[x].round(4)).accuracy.mean()
+        ax.plot(mean.index, mean, lw=1.2, **style[method]); ax.plot(rows[x], rows.accuracy, ls='', alpha=.4, **{**style[method], 'label': None})
+    ax.set(ylabel='top-1, held-out fonts', ylim=(0, 1)); ax.legend(fontsize=7)
+
+def upstream_by_density(table:pd.DataFrame): # of `upstream.upstream_table`, one backbone
+    "Upstream accuracy against the share of weights kept, a line a method"
+    sparse = table[table.bits.isna()]
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(5.5, 3.4))
+        _upstream(ax, sparse, 'density', looks(sparse.method))
+        ax.set(xscale='log', xlabel='density: kept weights / all prunable weights'); ax.set_xticks(ticks := [1, .5, .2, .1, .05, .02], [f'{t:g}' for t in ticks]); ax.minorticks_off()
+        fig.text(0, -.02, f'{table.backbone.iloc[0]}, n = {table.n.iloc[0]} test images', fontsize=7)
+    return fig
+
+def upstream_by_bits(table:pd.DataFrame): # of `upstream.upstream_table`
+    "Upstream accuracy against bits of weights and activations, a panel a backbone"
+    parts = [(b, rows[rows.bits.notna() | (rows.method == 'dense')]) for b, rows in table.groupby('backbone', sort=False)]
+    style = looks(table[table.bits.notna()].method)
+    with plt.rc_context(STYLE):
+        fig, axs = plt.subplots(1, len(parts), figsize=(3.4 * len(parts), 3), sharey=True, squeeze=False)
+        for (backbone, rows), ax in zip(parts, axs[0]):
+            _upstream(ax, rows, 'bits', style)
+            ax.set(xlabel='bits', title=f'{backbone}, n = {rows.n.iloc[0]}', xscale='log'); ax.set_xticks([8, 4, 3, 2], '8 4 3 2'.split()); ax.minorticks_off(); ax.invert_xaxis()
     return fig

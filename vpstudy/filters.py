@@ -80,17 +80,17 @@ def cut_filters(net:nn.Module, share:float) -> nn.Module: # share of the filters
     fit_numbers(net)
     return net
 
-def cut_form(net, state, **params):
+def cut_form(net, tensors, **params):
     "Give `net` the shapes of a state dict"
     for name, m in net.named_modules():
         for k, t in [*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)]:
-            want = state[f'{name}.{k}' if name else k]
+            want = tensors[f'{name}.{k}' if name else k]
             if t.shape != want.shape: setattr(m, k, nn.Parameter(t.new_empty(want.shape)) if isinstance(t, nn.Parameter) else t.new_empty(want.shape))
     fit_numbers(net)
 
 def _share(s): return float(check_range('sparsity', s, 0, 1, 'the share of filters that is removed, e.g. 0.5'))
 
-@methods.register('filter', cls=Method, params=dict(sparsity=(.5, _share)), form=cut_form)
+@methods.register('filter', cls=Method, params=dict(sparsity=(.5, _share)), form=cut_form, fits=lambda net, sparsity: channel_groups(net))
 def filter_pruning(net, trainer, sparsity):
     "Filters of smallest norm removed, then training"
     trainer.fit(cut_filters(net, sparsity))

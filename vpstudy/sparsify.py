@@ -6,7 +6,7 @@
 __all__ = ['methods', 'KEEP', 'SPARSE', 'prunable', 'density', 'Mask', 'add_masks', 'get_masks', 'set_masks', 'hold', 'bake',
            'layer_counts', 'smallest', 'erk_counts', 'kept_layers', 'dropped', 'magnitude_masks', 'Method', 'one_of',
            'masked_form', 'dense', 'reestimate_bn', 'current_weights', 'oneshot', 'cubic', 'GradualPruning', 'gmp',
-           'nm_mask', 'nm']
+           'nm_mask', 'nm_layers', 'nm']
 
 # %% ../nbs/11_sparsify.ipynb #45464974
 import math
@@ -125,6 +125,7 @@ class Method:
     f: callable # (net, trainer, **params), changes `net` in place
     params: dict = field(default_factory=dict) # name -> (default, check(value) that returns it or raises BadInput)
     form: callable = None # (net, state dict, **params): gives a new network the form that the state dict has; None: it is as it was built
+    fits: callable = None # (net, **params): raises BadInput where a network cannot be compressed so; net is not trained yet
     version: int = 1 # raise it when the method computes something else; part of a setting's id
 
 methods = Registry('method')
@@ -141,7 +142,7 @@ def one_of(name:str, *known): # a check for parameters
 KEEP = one_of('keep', 'none', 'first', 'ends')
 SPARSE = dict(sparsity=(.9, _sparsity), distribution=('global', one_of('distribution', 'global', 'layerwise', 'erk')), keep=('none', KEEP))
 
-def masked_form(net, state, **params): add_masks(net)
+def masked_form(net, tensors, **params): add_masks(net)
 
 @methods.register('dense', cls=Method)
 def dense(net, trainer):
@@ -194,7 +195,7 @@ def gmp(net, trainer, sparsity, distribution, keep='none', every=20):
     "Gradual magnitude pruning along a cubic over the first half of a training, fine-tuning over the second"
     add_masks(net)
     schedule = GradualPruning(sparsity, distribution, keep, every=every)
-    trainer.fit(net, [schedule])
+    trainer.fit(net, [schedule], epochs=3 * trainer.recipe.epochs // 2)
     assert schedule.trace[-1] == sparsity, 'the training was too short for the schedule'
     net.eval()
 
@@ -206,13 +207,17 @@ def nm_mask(w, n:int=2, m:int=4): # mask like `w`, or None where the pattern doe
     mask = torch.zeros_like(rows).scatter_(1, rows.abs().argsort(dim=1, descending=True, stable=True)[:, :n], 1.)
     return mask.view(w.movedim(1, -1).shape).movedim(-1, 1).contiguous()
 
-@methods.register('nm', cls=Method, params=dict(distribution=('2:4', one_of('distribution', '2:4', '1:4', '4:8'))), form=masked_form)
+def nm_layers(net:nn.Module, distribution:str) -> dict: # name -> mask, or None for a layer that stays dense
+    "N:M masks of every layer whose input channels come in multiples of M; `BadInput` if none does"
+    n, m = map(int, distribution.split(':'))
+    masks = {name: nm_mask(w, n, m) for name, w in current_weights(net).items()}
+    if all(v is None for v in masks.values()): raise BadInput(f'distribution={distribution!r} fits no layer of this network: none has input channels in multiples of {m}; choose another method')
+    return masks
+
+@methods.register('nm', cls=Method, params=dict(distribution=('2:4', one_of('distribution', '2:4', '1:4', '4:8'))), form=masked_form, fits=nm_layers)
 def nm(net, trainer, distribution):
     "N:M sparsity: the largest N of every M weights along the input channels, then training under the masks"
-    n, m = map(int, distribution.split(':'))
-    add_masks(net)
-    masks = {name: nm_mask(w, n, m) for name, w in current_weights(net).items()}
-    if all(v is None for v in masks.values()): raise BadInput(f'distribution={distribution!r} fits no layer of this network: none has input channels in multiples of {m}')
-    set_masks(net, {name: torch.ones_like(get_masks(net)[name]) if v is None else v for name, v in masks.items()})
+    masks = nm_layers(net, distribution)
+    set_masks(add_masks(net), {name: torch.ones_like(w) if masks[name] is None else masks[name] for name, w in current_weights(net).items()})
     trainer.fit(net)
     net.eval()
