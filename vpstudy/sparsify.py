@@ -192,7 +192,7 @@ class GradualPruning(Callback):
 
 @methods.register('gmp', cls=Method, params=SPARSE, form=masked_form)
 def gmp(net, trainer, sparsity, distribution, keep='none', every=20):
-    "Gradual magnitude pruning along a cubic over the first half of a training, fine-tuning over the second"
+    "Gradual magnitude pruning along a cubic over the first half of a training, half as long again as the recipe, fine-tuning over the second"
     add_masks(net)
     schedule = GradualPruning(sparsity, distribution, keep, every=every)
     trainer.fit(net, [schedule], epochs=3 * trainer.recipe.epochs // 2)
