@@ -95,7 +95,7 @@ def fit_temperature(
     "Temperature of least NLL"
     cost = lambda log_t: nll(logits.double() / math.exp(log_t), labels)
     found = minimize_scalar(cost, bounds=(math.log(lo), math.log(hi)), method='bounded', options=dict(xatol=1e-6))
-    return math.exp(found.x) if found.fun < cost(0.) else 1.
+    return min((1., math.exp(found.x), lo, hi), key=lambda t: cost(math.log(t))) # on the edge exactly, if there; 1 unless another is better
 
 # %% ../nbs/23_calibration.ipynb #6af0dac1
 def legacy_ece(

@@ -130,7 +130,7 @@ mappings['blmp'] = Mapping(without_chance(bayes), updates=True, votes=soft_votes
 def column_entropy(v) -> float:
     "Mean entropy of the columns of `v`, each scaled to sum to 1; nats. A column without anything counts as 0"
     p = v.double() / v.double().sum(0).clamp(min=1e-300)
-    return -(p * p.clamp(min=1e-300).log()).sum(0).mean().item()
+    return -(p * p.clamp(min=1e-300).log()).sum(0).mean().item() + 0. # no -0
 
 class Reading:
     "How one trial reads source logits as target logits, and the votes that decide it"
@@ -156,8 +156,7 @@ class Reading:
         moved = 0. if old is None else (now - as_weights(old, self.S)).abs().sum(0).mean().item() / 2
         for k, v in dict(collisions=collisions(votes, self.mapping), churn=moved, entropy=column_entropy(now), vote_entropy=column_entropy(votes)).items(): self.history[k].append(round(v, 6))
 
-    def __call__(self, logits): # [n, S] -> [n, K]
-        return read_off(logits, self.mapping)
+    def __call__(self, logits): return read_off(logits, self.mapping) # [n, S] -> [n, K]
 
     def described(self, names:list) -> dict: # names: of the source classes
         "The mapping for a record"
