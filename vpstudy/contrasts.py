@@ -70,13 +70,13 @@ def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=C
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(1, len(shots), figsize=(2.6 * len(shots) + 2.4, .34 * len(names) + 1), sharex=True, sharey=True, squeeze=False)
         for n, ax in zip(shots, axs[0]):
-            ax.axvline(0, color='k', lw=1); ax.set_title(f'{n} examples a class'); ax.set_xlabel(f'{metric}, with - without')
+            ax.axvline(0, color='k', lw=1); ax.set_title(f'{n} example{"s" * (n != 1)} a class'); ax.set_xlabel(f'{metric}, with - without')
             for k, s in enumerate(order(c.setting)):
                 e = c[(c.shots == n) & (c.setting == s)].set_index('contrast').reindex(names)
                 y = np.arange(len(names)) + (k - (len(style) - 1) / 2) * .25
                 ax.errorbar(e.difference, y, xerr=[e.difference - e.low, e.high - e.difference], fmt=style[s]['marker'], color=style[s]['color'], label=s, ms=4, lw=1, capsize=2)
         axs[0, 0].set_yticks(range(len(names)), [f'{n} ({contrasts[n][0]} - {contrasts[n][1]})' for n in names]); axs[0, 0].invert_yaxis()
-        axs[0, -1].legend(loc='best')
+        axs[0, -1].legend(loc='upper left', bbox_to_anchor=(1, 1))
         fig.text(0, -.04, footnote(table) + '; bars: 95 % t-interval over pairs', fontsize=7, color='.4')
         fig.tight_layout()
     return fig

@@ -95,8 +95,8 @@ def soft_votes(
 ) -> torch.Tensor: # double [S, K]
     "Sum of the probabilities of each image's most probable source classes, over the images of each target class"
     p = logits.double().softmax(1)
-    top = p.topk(min(max(1, int(part * n_target)), p.shape[1]), 1)
-    return p.new_zeros(p.shape[1], n_target).index_add_(1, labels, torch.zeros_like(p).scatter_(1, top.indices, top.values).T)
+    most = p.sort(dim=1, descending=True, stable=True).indices[:, :max(1, int(part * n_target))] # ties, which bf16 makes: the lowest first, as in a vote
+    return p.new_zeros(p.shape[1], n_target).index_add_(1, labels, torch.zeros_like(p).scatter_(1, most, p.gather(1, most)).T)
 
 # %% ../nbs/22_mappings.ipynb #7bfea50b
 @dataclass(frozen=True)
