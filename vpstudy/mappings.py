@@ -65,7 +65,7 @@ def hungarian(
 ) -> torch.Tensor: # int64 [K]
     "One-to-one mapping with the largest sum of scores"
     room(*score.shape)
-    s, t = linear_sum_assignment(score.double().numpy(), maximize=True)
+    s, t = linear_sum_assignment(score.double().nan_to_num().numpy(), maximize=True) # not a number: a trial that diverged, which is refused when it is scored
     return torch.from_numpy(s)[torch.from_numpy(t).argsort()]
 
 def log_votes(
