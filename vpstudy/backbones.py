@@ -31,6 +31,8 @@ class Backbone:
     std: tuple
     upstream: dict # accuracy on the source's own test images, n, density, seconds, ...
     interpolation: str = 'bilinear' # how images are resized for it
+    texts: callable = None # list of texts -> [n, F], rows for a head, of a model that reads text (CLIP)
+    trainable: callable = None # () -> a fresh network that keeps its masks and quantizers when trained; None: `net` is trained as it is
 
     def normalise(self, x): # [B, 3, h, w], values 0 to 1
         "Images as the network wants them"

@@ -12,7 +12,7 @@ __all__ = ['CONTAINERS', 'PREFIXES', 'dialects', 'architectures', 'CAFFE_MEAN', 
 # %% ../nbs/13_checkpoints.ipynb #42e4cb8f
 import argparse, contextlib, json, re, zipfile
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn
 from safetensors import safe_open
@@ -378,5 +378,6 @@ def checkpoint_backbone(c:Checkpoint, upstream:dict) -> Backbone:
     "The network of a file as a backbone like any other"
     from dataclasses import replace
     model, net = backbones[c.architecture.backbone], c.build()
+    texts = getattr(net, 'texts', None) and partial(net.texts, model)
     if hasattr(net, 'named'): net = net.named(model) # CLIP: class names become its head
-    return replace(model.backbone(net, upstream), **c.architecture.change)
+    return replace(model.backbone(net, upstream), texts=texts, **c.architecture.change)

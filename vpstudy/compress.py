@@ -9,7 +9,7 @@ __all__ = ['METHOD_PARAMS', 'checkpoint_setting', 'recipe_id', 'check_fits', 'ma
 # %% ../nbs/14_compress.ipynb #358d074c
 import time
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 import torch.nn as nn
 from safetensors.torch import load_file
 from .core import BadInput, Setting, data_path, seed_everything, sha256
@@ -19,7 +19,7 @@ from .checkpoints import checkpoint_backbone, open_checkpoint, save_checkpoint
 import vpstudy.structures # its dialects
 import vpstudy.filters, vpstudy.reconstruct, vpstudy.vvt # their methods
 from .packs import get_pack
-from .sparsify import Method, add_masks, bake, density, get_masks, methods, nm_mask, prunable
+from .sparsify import Method, add_masks, bake, density, get_masks, methods, nm_mask, prunable, set_masks
 from .dynamic import ticket_size
 
 # %% ../nbs/14_compress.ipynb #dbd79249
@@ -134,6 +134,8 @@ def compressed(
     backbone.upstream.update(density=kept / weights, size_bytes=stored_bytes(backbone.net, weight_bits(backbone.net)), seconds=note['seconds'])
     if not masks: bake(backbone.net)
     backbone.net.eval().requires_grad_(masks)
+    backbone.trainable = lambda: compressed(setting, masks=True).net
+    if hasattr(model, 'texts'): backbone.texts = partial(model.texts, setting.weights)
     return backbone
 
 # %% ../nbs/14_compress.ipynb #7cb0d12d
@@ -148,4 +150,10 @@ def loaded(setting:Setting) -> Backbone:
     backbone = checkpoint_backbone(c, {})
     backbone.upstream = dict(backbones[setting.backbone].test(backbone.net, backbone=backbone), weights_sha256=net_sha256(backbone.net), history=[], density=c.density(), size_bytes=stored_bytes(backbone.net, c.translated.bits), seconds=time.perf_counter() - start)
     backbone.net.requires_grad_(False)
+    def trainable():
+        if c.translated.bits: raise BadInput(f'{setting.label} cannot be trained on: its file holds levels, not what was rounded to them; choose a mode that leaves the network as it is')
+        net = add_masks(checkpoint_backbone(open_checkpoint(path), {}).net)
+        set_masks(net, {k: m.weight != 0 for k, m in prunable(net).items()})
+        return net
+    backbone.trainable = trainable
     return backbone

@@ -172,16 +172,16 @@ class Trial:
     mode: str # registry name: ilm, flm, rlm, lp, ...
     shots: int|str # examples a class asked for, or 'full'
     seed: int # subset, order, random mapping
-    epochs: int
-    lr: float
-    batch: int # images a step; no step is larger than the subset
+    epochs: int|None # None, like the next two, where nothing is trained
+    lr: float|None
+    batch: int|None # images a step; no step is larger than the subset
     precision: str # 'bf16' or 'fp32', as resolved for the device; final test logits are fp32 always
     split: str = 'test' # what is scored: 'test', or 'valid' while choices are still being made
-    prompt: str|None = None # registry name (VP modes)
-    size: int|None = None # edge of the image on the canvas, pixels (VP modes)
+    prompt: str|None = None # registry name (modes that show images on a canvas)
+    size: int|None = None # edge of the image on the canvas, pixels (prompts that have one)
     mapping_interval: int|None = None # epochs between mapping updates (modes that update)
     votes: str|None = None # 'training': the training pass's own predictions; 'pass': an extra pass (modes that update)
-    protocol: int = 1 # raise it when the code of a trial changes what a trial computes
+    protocol: int = 2 # raise it when the code of a trial changes what a trial computes
 
     def id(self, setting:Setting) -> str:
         "The id of this trial on `setting`"

@@ -26,7 +26,7 @@ def order(settings) -> list:
 def looks(settings) -> dict: # setting -> keyword arguments of `plot`
     return {s: dict(color=COLOURS[i % 8], marker=MARKERS[i % 8], label=s) for i, s in enumerate(order(settings))}
 
-MODES = 'zero rlm flm ilm ilm_hungarian blm blmp fullymap lp lp_canvas vp_lp ft'.split() # reading order
+MODES = 'zero rlm flm ilm ilm_hungarian ilm_hungarian_logp ilm_tp blm blmp fullymap lp lp_canvas vp_lp ft'.split() # reading order
 
 def mode_order(modes) -> list: return sorted(set(modes), key=lambda m: (MODES.index(m) if m in MODES else len(MODES), m))
 

@@ -254,14 +254,23 @@ class ClipModel(ImageNetModel):
         try: return open_clip.create_model(self.arch, load_weights=False, force_quick_gelu=True, force_image_size=self.canvas).eval()
         finally: logging.disable(logging.NOTSET)
 
+    def read(self, weights):
+        clip, path = self.clip(), self.find(weights)
+        fit_state(clip, read_state(path), path)
+        return clip
+
+    def texts(self, weights:str, texts:list) -> torch.Tensor: # [n, width]
+        "Rows for a head: normalised features of any texts, times the scale of CLIP's logits"
+        import open_clip
+        return zero_shot_head(self.read(weights), open_clip.get_tokenizer(self.arch), texts, '{}')
+
     def build(self):
         clip = self.clip()
         return ClipClassifier(clip.visual, clip.visual.output_dim, len(self.classes))
 
     def fill(self, net, weights):
         import open_clip
-        clip, path = self.clip(), self.find(weights)
-        fit_state(clip, read_state(path), path)
+        clip = self.read(weights)
         net.visual = clip.visual
         kept = data_path('checkpoints', f'{self.name}-head-{sha256([self.weights_id(weights), self.classes])[:10]}.safetensors')
         if kept.exists(): load_net(net.head, kept)

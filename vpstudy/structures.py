@@ -90,10 +90,14 @@ class NarrowClip(nn.Module):
                 block.attn = NarrowMHA(tower['width'], tower['heads'], d)
                 block.mlp.c_fc, block.mlp.c_proj = nn.Linear(tower['width'], h), nn.Linear(h, tower['width'])
 
-    def named(self, model) -> ClipClassifier:
-        "The image tower with the class names of `model` as a head; the text tower is not needed any more"
+    def texts(self, model, texts:list, template:str='{}') -> torch.Tensor: # [n, width]
+        "Rows for a head, of any texts"
         import open_clip
-        w = zero_shot_head(self.clip.eval(), open_clip.get_tokenizer(model.arch), model.classes)
+        return zero_shot_head(self.clip.eval(), open_clip.get_tokenizer(model.arch), texts, template)
+
+    def named(self, model) -> ClipClassifier:
+        "The image tower with the class names of `model` as a head"
+        w = self.texts(model, model.classes, 'a photo of a {}.')
         net = ClipClassifier(self.clip.visual, w.shape[1], len(w))
         net.head.weight.data = w
         return net.eval()

@@ -39,7 +39,7 @@ def resolve(
         raise BadInput(f'parameter {min(unknown)!r} (= {options[min(unknown)]!r}) is unknown; allowed are those of run.ipynb')
     lists = {k: as_list(v, k) for k, v in dict(targets=targets, modes=modes, shots=shots, seeds=seeds).items()}
     chosen = [mode_registry[str(m)] for m in lists['modes']]
-    for k, default, has in (('size', None, 'prompted'), ('votes', 'training', 'updates'), ('mapping_interval', 1, 'updates')):
+    for k, default, has in (('prompt', None, 'prompted'), ('size', None, 'prompted'), ('votes', 'training', 'updates'), ('mapping_interval', 1, 'updates')):
         if options.get(k, default) != default and not any(getattr(m, has) for m in chosen):
             raise BadInput(f"{k}={options[k]!r} is not allowed: none of the modes {', '.join(lists['modes'])} has it; leave it out")
     make = partial(make_trial, device=resolve_device(device), model=model, **options)
@@ -95,8 +95,8 @@ def run_setting(
     upstream = compressed(setting).upstream # all cores train it, if it has to be trained
     check_same_weights(setting, upstream, records)
     todo.sort(key=lambda pair: -len(pair[0].labels['train']) if pair[1].shots == 'full' else -pair[1].shots) # long ones first: all cores end together
-    prompted = [t.precision for _, t in trials if t.prompt] # one backbone serves all: what is not prompted runs in its fp32 half
-    calls = [(setting, target.ref or target.name, trial, trial.precision if trial.prompt else (prompted or ['fp32'])[0], upstream, records, device) for target, trial in todo]
+    precision = next((t.precision for _, t in trials if t.precision != 'fp32'), 'fp32') # one backbone serves all: what trains no prompt runs in its fp32 half
+    calls = [(setting, target.ref or target.name, trial, precision, upstream, records, device) for target, trial in todo]
     small = backbones[setting.backbone].threads == 1 and resolve_device(device).type == 'cpu'
     workers = workers or (cores if small else 1)
     _frozen.cache_clear()
