@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLIPS', 'attend', 'NarrowAttention', 'NarrowMHA', 'deit', 'depth', 'deit_of', 'Timm', 'NarrowClip', 'UPopClip',
-           'QuantAttention', 'QuantBlock', 'QuantDeiT', 'VVT', 'inspect', 'verify', 'main']
+           'QuantDeiT', 'VVT', 'inspect', 'verify', 'main']
 
 # %% ../nbs/13a_structures.ipynb #ee03a5df
 import argparse, json, re, sys
@@ -16,6 +16,7 @@ from .packs import get_pack
 from .backbones import backbones
 from .imagenet import ClipClassifier, check, zero_shot_head
 from .quantize import ActQuant, fake_quant, levels
+from .vvt import PLACES, UNSIGNED, SplitBlock
 from .checkpoints import Architecture, Translated, architectures, checkpoint_backbone, dialects, has, open_checkpoint, save_checkpoint
 
 # %% ../nbs/13a_structures.ipynb #4b51d4de
@@ -128,31 +129,6 @@ class UPopClip:
 dialects['upop_clip'] = UPopClip
 
 # %% ../nbs/13a_structures.ipynb #b885306d
-class QuantAttention(nn.Module):
-    "Attention with q, k and v apart and a quantizer at each place"
-    def __init__(self, width:int, heads:int, bits:dict):
-        super().__init__()
-        self.heads, self.scale = heads, (width // heads)**-.5
-        self.proj_q, self.proj_k, self.proj_v, self.proj = (nn.Linear(width, width) for _ in range(4))
-        for name in ('quant_input', 'quant_q', 'quant_k', 'quant_v', 'quant_attn', 'quant_output'): setattr(self, name, ActQuant(bits[name], signed=name != 'quant_attn'))
-    def forward(self, x):
-        x = self.quant_input(x)
-        q, k, v = (quant(proj(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2) for quant, proj in ((self.quant_q, self.proj_q), (self.quant_k, self.proj_k), (self.quant_v, self.proj_v)))
-        a = self.quant_attn((q @ k.transpose(-2, -1) * self.scale).softmax(-1))
-        return self.proj(self.quant_output((a @ v).transpose(1, 2).flatten(2)))
-
-class QuantBlock(nn.Module):
-    def __init__(self, width:int, heads:int, hidden:int, bits:dict):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
-        self.attn, self.mlp = QuantAttention(width, heads, bits), nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.mlp.quant1, self.mlp.quant2 = ActQuant(bits['quant1']), ActQuant(bits['quant2'], signed=False)
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
-        m = self.mlp
-        return x + m.fc2(m.quant2(F.gelu(m.fc1(m.quant1(self.norm2(x))))))
-
 class QuantDeiT(nn.Module):
     "DeiT with quantized activations; its weights are rounded already"
     def __init__(self, width:int, heads:int, hidden:list, bits:list, outer:dict): # bits: activations' by block; outer: of patch embedding and head
@@ -160,7 +136,7 @@ class QuantDeiT(nn.Module):
         self.cls_token, self.pos_embed = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(torch.zeros(1, 197, width))
         self.patch_embed = nn.Module()
         self.patch_embed.quant, self.patch_embed.proj = ActQuant(outer['patch_embed.quant']), nn.Conv2d(3, width, 16, 16)
-        self.blocks = nn.Sequential(*[QuantBlock(width, heads, h, b) for h, b in zip(hidden, bits)])
+        self.blocks = nn.Sequential(*[SplitBlock(width, heads, h).place(lambda name: ActQuant(b[name], name not in UNSIGNED)) for h, b in zip(hidden, bits)])
         self.norm, self.quant, self.head = nn.LayerNorm(width, 1e-6), ActQuant(outer['quant']), nn.Linear(width, 1000)
     def forward(self, x):
         x = self.patch_embed.proj(self.patch_embed.quant(x)).flatten(2).transpose(1, 2)
@@ -192,8 +168,7 @@ class VVT:
         for q in acts: s[f'{q}.step'], s[f'{q}.offset'] = step[q].float(), offset[q].float()
         try:
             width, n = s['cls_token'].shape[-1], depth(s, r'blocks\.(\d+)\.')
-            places = ('quant_input', 'quant_q', 'quant_k', 'quant_v', 'quant_attn', 'quant_output')
-            own = [{**{p: bits[f'blocks.{i}.attn.{p}'] for p in places}, **{p: bits[f'blocks.{i}.mlp.{p}'] for p in ('quant1', 'quant2')}} for i in range(n)]
+            own = [{p: bits[f'blocks.{i}.{part}.{p}'] for part, names in PLACES.items() for p in names} for i in range(n)]
             options = dict(width=width, heads=width // 64, hidden=[len(s[f'blocks.{i}.mlp.fc1.weight']) for i in range(n)], bits=own, outer={k: bits[k] for k in ('patch_embed.quant', 'quant')})
             if deit_of(width, n, raw.path) != 'deit_tiny': raise BadInput(f'{raw.path}: VVT in this form is a DeiT-Tiny')
             expected = ['patch_embed.proj', 'head', *(f'blocks.{i}.{l}' for i in range(n) for l in ('attn.proj_q', 'attn.proj_k', 'attn.proj_v', 'attn.proj', 'mlp.fc1', 'mlp.fc2'))]
