@@ -177,6 +177,7 @@ def run_setting(
     try: folder.mkdir(parents=True, exist_ok=True); (folder/'.write-test').touch(); (folder/'.write-test').unlink()
     except OSError as e: raise BadInput(f'records cannot be written to {folder} ({e.strerror}); give another directory with -p records DIR') from None
     for place in (folder, data_path('checkpoints'), data_path('sources')): sweep(place)
+    for _, t in todo: failure_path(setting.id, t.id(setting), records).unlink(missing_ok=True)
     small = backbones[setting.backbone].threads == 1 and resolve_device(device).type == 'cpu'
     workers = workers or (cores if small else 1)
     _frozen.cache_clear()
