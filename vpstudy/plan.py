@@ -81,18 +81,23 @@ def impossible(params:dict) -> list: # entries for `exclude`
     for name in as_list(params['targets']):
         f = facts(name)
         if over := [n for n in as_list(params['shots']) if n != 'full' and n > f.most]: out.append(dict(targets=name, shots=over))
-        if f.classes > len(model.classes) or (params.get('size') or f.size) >= model.canvas:
+        room = 1000 if model.source == 'imagenet1k' else len(model.classes) # CLIP's own names take a second to import
+        if f.classes > room or (params.get('size') or f.size) >= model.canvas:
             if off := [m for m, mode in named.items() if mode.prompted]: out.append(dict(targets=name, modes=off))
     return out
 
 # %% ../nbs/32a_plan.ipynb #d8b43f16
+def _in_hub_cache(published):
+    from huggingface_hub import try_to_load_from_cache
+    return bool(published.hub) and isinstance(try_to_load_from_cache(*published.hub.rsplit('/', 1)), str)
+
 def absent(params:dict) -> str|None:
     "What a setting's ids cannot be known without and is not on this machine, as a sentence; None if all is here"
     model, weights = backbones[params.get('backbone', 'glyphs_resnet')], params.get('weights')
     if params.get('method') == 'checkpoint':
         if not params.get('checkpoint') or not Path(params['checkpoint']).exists(): return f'checkpoint {params.get("checkpoint")!r} is not here; put it into a directory that VPSTUDY_WEIGHTS names'
     elif published := getattr(model, 'variants', {}).get(weights or next(iter(getattr(model, 'variants', {'': 0})))):
-        if not published.package and not any((d/published.file).is_file() for d in weight_dirs()): return f'weights {published.file} of {model.name} are not here; a run downloads them'
+        if not published.package and not any((d/published.file).is_file() for d in weight_dirs()) and not _in_hub_cache(published): return f'weights {published.file} of {model.name} are not here; a run downloads them'
     for name in as_list(params['targets']):
         if not (name.endswith('.parquet') or name in packs_here() or name not in OFFICIAL or data_path('targets', f'{name}.parquet').exists()): return f'target {name!r} is not here; a run downloads it'
 

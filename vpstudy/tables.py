@@ -55,7 +55,7 @@ def table_files(where=None) -> list:
     return sorted((records_path(where).parent/'results').glob('*.parquet'))
 
 @lru_cache(maxsize=16)
-def _read_table(path, mtime, size):
+def _read_table(path, mtime, size): # a table that has changed is read again
     import pyarrow as pa, pyarrow.parquet as pq
     try: table = pq.read_table(path, columns=['id', 'record', 'correct', 'confidence'])
     except (OSError, pa.ArrowException) as e: return [], [f'{path}: not a table of records ({str(e).splitlines()[0]})']
@@ -71,16 +71,22 @@ def _read_table(path, mtime, size):
     return good, bad
 
 def read_table(path) -> tuple: # (rows: dicts with id, record, correct, confidence; reasons for rows left out)
-    "The trusted rows of a packed table; read again only if the file has changed"
+    "The trusted rows of a packed table"
     path = Path(path).expanduser()
     if not path.is_file(): raise BadInput(f'{path}: no such table')
-    return _read_table(path, path.stat().st_mtime_ns, path.stat().st_size)
+    return _read_table(*_stamp(path))
+
+def _stamp(path): return path, path.stat().st_mtime_ns, path.stat().st_size
 
 def read_tables(where=None) -> tuple: # ({id: record}, reasons)
     "Records of all packed tables; of two tables with different results for one trial neither counts"
+    return _read_tables(tuple(_stamp(p) for p in table_files(where)))
+
+@lru_cache(maxsize=4)
+def _read_tables(stamps):
     found, bad = {}, []
-    for path in table_files(where):
-        rows, reasons = read_table(path)
+    for path, *rest in stamps:
+        rows, reasons = _read_table(path, *rest)
         bad += reasons
         for row in rows: found.setdefault(row['id'], []).append((path, row['record']))
     twice = {id for id, held in found.items() if len({canonical(r['metrics']) for _, r in held}) > 1}
