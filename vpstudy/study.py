@@ -190,7 +190,7 @@ def run_setting(
         for (_, _, trial, *_), reason in progress(done, 'trials', total=len(calls)):
             n += 1
             if reason: failed[trial.id(setting)] = reason; write_failure(setting.id, reason, trial.id(setting), records)
-    except OSError as e: raise BadInput(f'{e.strerror or e} ({e.filename or folder}): stopped; finished trials ({n} of {len(todo)}) are kept, so mend it and run again') from None
+    except OSError as e: raise BadInput(f'{e.strerror or e} ({e.filename or f"in {folder} or {data_path()}"}): stopped; finished trials ({n} of {len(todo)}) are kept, so mend it and run again') from None
     finally: set_threads()
     if failed: raise BadInput(f'{len(failed)} of {len(todo)} trials failed, e.g. {next(iter(failed))}: {next(iter(failed.values()))}; all others have a record')
     return len(todo)
