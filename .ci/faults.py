@@ -46,7 +46,7 @@ def row(fault, where, before, said, ok=True):
 
 def done(where): return set(values(where)) == set(WANT)
 
-def kills(n):
+def kills(n=25):
     "kill -9 at `n` random moments of runs that go on where the last one stopped, source training included"
     chance, where, hit = random.Random(0), TMP/'kills'/'records', 0
     for k in range(n):
@@ -62,7 +62,7 @@ def kills(n):
     rc, said = run(where, VPSTUDY_DATA=str(TMP/'kills'/'data'))
     row(f'kill -9 at {n} random moments ({hit} in the middle)', where, before, f'then all is done: rc {rc}', rc == 0 and done(where))
 
-def damaged(step):
+def damaged(step=10):
     "A record cut at every `step`-th byte, with NaN, a missing field, another schema: named, not averaged, run again"
     where = fresh('damaged'); setting, trials = resolve(**P)
     path = next(where.glob('*/*.json')); text, others = path.read_text(), {f: c for f, c in files(where).items() if f != path}
@@ -198,13 +198,14 @@ def main():
     global REFERENCE, WANT, CALM
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--light', action='store_true', help='what CI runs: under a minute')
-    light = p.parse_args().light
+    p.add_argument('only', nargs='*', help='names of the functions to run, e.g. two_at_once')
+    a = p.parse_args()
     REFERENCE = TMP/'calm'/'records'
     t = time.time(); rc, said = run(REFERENCE); CALM = time.time() - t
     assert rc == 0, said
     WANT = values(REFERENCE)
     print(f'{"":6} {"fault":52} {"finished":>9} {"lost":>5} {"wrong":>6} {"read":>7}  what was said')
-    parts = [lambda: damaged(100 if light else 10), two_at_once, disk_full] if light else [lambda: kills(25), lambda: damaged(10), disk_full, read_only, two_at_once, clock_set_back, memory_limit, interrupted, workers_killed, scheduler_killed]
+    parts = [globals()[f] for f in a.only] if a.only else [lambda: damaged(100), two_at_once, disk_full] if a.light else [kills, damaged, disk_full, read_only, two_at_once, clock_set_back, memory_limit, interrupted, workers_killed, scheduler_killed]
     for f in parts:
         try: f()
         except Exception as e:
