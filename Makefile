@@ -7,13 +7,16 @@ STUDY ?= nbs/studies/embedded.yaml
 # README.md is nbs/index.ipynb, with links from the top
 README = $(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's|](\.\./|](|g'
 
-.PHONY: study test setup report readme check-readme
+.PHONY: study test faults setup report readme check-readme
 
 study: setup  ## run the embedded study (what has no record yet) and build its report
 	$(BIN)/vpstudy_study run $(STUDY)
 
 test: setup  ## everything CI checks
 	$(BIN)/python .ci/test.py
+
+faults: setup  ## kill, fill, damage and interrupt a small study, and see that nothing finished is lost
+	$(BIN)/python .ci/faults.py
 
 report: setup  ## build the report from the records that are there
 	$(BIN)/vpstudy_study report $(STUDY)

@@ -104,25 +104,51 @@ def kill_and_resume():
     whole = {f.stem for f in Path(killed).rglob('*.safetensors')} == set(got)
     check('no half file is left', whole and not left, left)
 
+def studies():
+    study_and_report()
+    on_two_workers()
+
 def study_and_report():
     "A study file from nothing to its page, and again"
     study, where = Path(TMP.name)/'smoke.yaml', Path(TMP.name)/'study'/'records'
     study.write_text('report: report_study.ipynb\ncommon: {backbone: glyphs_smoke, shots: [1, 10], seeds: [0, 1], epochs: 2, modes: [ilm, lp]}\nsettings:\n- {method: dense}\n- {method: gmp, sparsity: 0.9}\n')
-    code = f"from vpstudy.study import run_study, make_report; print(run_study({str(study)!r}, {str(where)!r}, figures={TMP.name + '/figures'!r}))"
+    code = f"from vpstudy.commands import main; main(['run', {str(study)!r}, '--records', {str(where)!r}, '--figures', {TMP.name + '/figures'!r}, '--json'])"
     r = run(sys.executable, '-c', code)
-    check('a study of two settings runs and reports: 16 trials', r.returncode == 0 and len(records(where)) == 16 and "'missing': 0" in r.stdout, r.stderr)
+    check('a study of two settings runs and reports: 16 trials', r.returncode == 0 and len(records(where)) == 16 and '"missing": 0' in r.stdout, r.stderr)
     made = {p.name for p in Path(TMP.name, 'figures').glob('*')}
     want = {f'{n}.{e}' for n in ('accuracy_by_shots', 'ece_by_shots', 'reliability_diagrams', 'mapping_picture', 'difference_by_shots') for e in ('png', 'svg')} | {'report_study.html'}
     check('with all its figures and the page', made == want, made ^ want)
     stamps = {p: p.stat().st_mtime_ns for p in where.rglob('*') if p.is_file()}
     next(where.glob('*/*.json')).unlink(); gone = len(records(where))
     r = run('vpstudy_study', 'status', str(study), '--records', str(where), '--json')
-    check('status says what is missing', gone == 15 and json.loads(r.stdout or '{}') == dict(settings=2, trials=16, done=15, missing=1), r.stdout + r.stderr)
+    check('status says what is missing', gone == 15 and {k: v for k, v in json.loads(r.stdout or '{}').items() if k in ('settings', 'trials', 'done', 'missing', 'failed')} == dict(settings=2, trials=16, done=15, missing=1, failed=[]), r.stdout + r.stderr)
     r = run(sys.executable, '-c', code)
     again = {p: p.stat().st_mtime_ns for p in where.rglob('*.json')}
     check('run again, only the missing trial is run', r.returncode == 0 and sum(stamps.get(p) != t for p, t in again.items()) == 1, r.stderr)
     r = run('vpstudy_study', 'run', 'nowhere.yaml')
     check('a study file that is not there: one line, rc 1', r.returncode == 1 and r.stderr.startswith("vpstudy_study: study file 'nowhere.yaml'") and r.stderr.count('\n') == 1, r.stderr)
+
+def on_two_workers():
+    "The same study on two Dask workers gives what one process gives, trial by trial; packed, it counts as done elsewhere; a sample is checked"
+    study, other, where = Path(TMP.name)/'smoke.yaml', Path(TMP.name)/'study'/'records', Path(TMP.name)/'workers'/'records'
+    plain = Path(TMP.name)/'workers.yaml'
+    plain.write_text(study.read_text().replace('report: report_study.ipynb\n', ''))
+    r = run('vpstudy_study', 'run', str(plain), '--records', str(where), '--cluster', 'local', '--workers', '2', '--json')
+    same = lambda a, b: {k: (v['metrics'], v['logits']['sha256']) for k, v in records(a).items()} == {k: (v['metrics'], v['logits']['sha256']) for k, v in records(b).items()}
+    check('two Dask workers give the records of one process, to the last digit', r.returncode == 0 and len(records(where)) == 16 and same(where, other), r.stderr)
+    r = run('vpstudy_study', 'check', str(plain), '--records', str(where), '--sample', '3', '--json')
+    said = json.loads(r.stdout or '{}')
+    check('vpstudy_study check: 3 compared, 0 differ', (r.returncode, said.get('compared'), said.get('differing')) == (0, 3, 0), r.stdout + r.stderr)
+    r = run('vpstudy_study', 'pack', f'{TMP.name}/elsewhere/results/smoke.parquet', '--records', str(where))
+    p = run('vpstudy_study', 'plan', str(plain), '--records', f'{TMP.name}/elsewhere/records', '--json')
+    said = json.loads(p.stdout or '{}')
+    check('packed, all trials count as done elsewhere', r.returncode == 0 and (said.get('trials'), said.get('done'), said.get('hours')) == (16, 16, 0), r.stderr + p.stderr)
+
+def faults():
+    "The quick ones of .ci/faults.py"
+    r = run(sys.executable, '.ci/faults.py', '--light')
+    for line in re.findall(r'(?m)^(?:held|FAILED) .*$', r.stdout): check(f'fault: {" ".join(line[7:].split())}', line.startswith('held'))
+    check('.ci/faults.py --light', r.returncode == 0 and ' 0 failed' in r.stdout, r.stdout + r.stderr)
 
 def folder_to_target():
     "A folder of pictures becomes a pack and a target of an ImageNet model, in two commands; one line for bad input"
@@ -161,7 +187,7 @@ def run_part(f):
     print(*part.lines, f'       ({f.__name__}: {time.time() - start:.0f} s)', sep='\n', flush=True)
 
 run_part(clean_and_exported) # alone: it may change files that others read
-with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (study_and_report, notebooks, kill_and_resume, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
+with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, kill_and_resume, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
 TMP.cleanup()
 print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
 sys.exit(not all(results))

@@ -10,7 +10,7 @@ __all__ = ['SCHEMA', 'BadInput', 'Registry', 'check_range', 'check_shots', 'as_l
 
 # %% ../nbs/00_core.ipynb #477838f6
 import contextlib, hashlib, json, os, platform, random, re, subprocess, tempfile, typing, warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np, psutil, torch
@@ -161,7 +161,7 @@ class Setting:
         return ' '.join([self.method, *([self.weights] if self.method == 'checkpoint' else filter(None, extra))])
 
     @property
-    def id(self) -> str: return make_id(f'{self.backbone}-{re.sub(r"[^A-Za-z0-9_.]+", "-", self.label)}-n{self.network_seed}', asdict(self))
+    def id(self) -> str: return make_id(f'{self.backbone}-{re.sub(r"[^A-Za-z0-9_.]+", "-", self.label)}-n{self.network_seed}', vars(self))
 
 # %% ../nbs/00_core.ipynb #e41ad41b
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Trial:
 
     def id(self, setting:Setting) -> str:
         "The id of this trial on `setting`"
-        return make_id(f'{self.target}-{self.mode}-{self.shots}shot-s{self.seed}', {'setting': asdict(setting), **asdict(self)})
+        return make_id(f'{self.target}-{self.mode}-{self.shots}shot-s{self.seed}', {'setting': vars(setting), **vars(self)})
 
 # %% ../nbs/00_core.ipynb #63433b1b
 def rng(*name) -> torch.Generator:
