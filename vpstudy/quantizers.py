@@ -37,6 +37,7 @@ def slow_step(step, n:int, bits:int, signed:bool):
     return step * scale + (step - step * scale).detach()
 
 def quantize_input(m, args): return (m.quant(args[0]),) # a hook: before the layer computes
+quantize_input.pointwise = True # every number by itself: a window of the input can be quantized alone
 
 def add_quantizers(net:nn.Module, bits:int) -> nn.Module:
     "Give every convolution and linear layer a quantizer for its weight and one for its input, in place"
