@@ -31,9 +31,9 @@ def plain(net:nn.Module, x) -> nn.Module: # x: an input of the size it will see
         if name in sizes: # as TensorFlow pads: the smaller half first (tf.nn.convolution, 'SAME')
             need = [max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0) for n, k, s, d in zip(sizes[name], m.kernel_size, m.stride, m.dilation)]
             conv = nn.Conv2d(m.in_channels, m.out_channels, m.kernel_size, m.stride, 0, m.dilation, m.groups, m.bias is not None).to(m.weight)
+            for child, q in m.named_children(): conv.add_module(child, q) # a quantizer, and the hook that calls it
+            for hook in m._forward_pre_hooks.values(): conv.register_forward_pre_hook(hook)
             conv.load_state_dict(m.state_dict())
-            for hook in m._forward_pre_hooks.values(): conv.register_forward_pre_hook(hook) # a quantizer's
-            if hasattr(m, 'quant'): conv.quant = m.quant
             new = nn.Sequential(nn.ZeroPad2d((need[1] // 2, need[1] - need[1] // 2, need[0] // 2, need[0] - need[0] // 2)), conv)
         elif type(m).__name__ == 'BatchNormAct2d':
             norm = nn.BatchNorm2d(m.num_features, m.eps).to(m.weight)
