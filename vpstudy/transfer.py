@@ -103,10 +103,7 @@ def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     opt, schedule = optimiser(prompt.parameters(), trial)
     order, chance = rng('order', trial.target, trial.shots, trial.seed), rng('mapping', trial.target, trial.seed)
 
-    @torch.no_grad()
-    def exact(images): return torch.cat([frozen.exact(prompt(b.float() / 255)) for b in images.split(frozen.batch)])
-
-    def look(): return count_votes(exact(x).argmax(1), y, S, K).cpu() # the votes of a pass
+    def look(): return count_votes(frozen.exact_prompted(prompt, x).argmax(1), y, S, K).cpu() # the votes of a pass
 
     see, votes, trace = frozen.prompted(prompt, x), look(), []
     mapping, used = how.f(votes, chance), votes
@@ -128,7 +125,7 @@ def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
         trace.append(hits.item() / len(x))
         if how.updates: votes = count_votes(seen, y, S, K).cpu()
 
-    def score(split): return torch.cat([exact(pixels(split, i))[:, mapping].cpu() for i in torch.arange(len(target.labels[split])).split(frozen.batch)])
+    def score(split): return torch.cat([frozen.exact_prompted(prompt, pixels(split, i))[:, mapping].cpu() for i in torch.arange(len(target.labels[split])).split(16 * frozen.batch)])
     named = dict(source_index=mapping.tolist(), source_name=[backbone.classes[s] for s in mapping], collisions=collisions(used, mapping),
                  semantic=semantic_score(mapping, backbone.classes, target.classes))
     return Fit(score, named, prompt, trace)
