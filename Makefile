@@ -3,11 +3,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 VENV ?= .venv
 BIN := $(VENV)/bin
 STUDY ?= nbs/studies/embedded.yaml
+BENCH ?=
 
 # README.md is nbs/index.ipynb, with links from the top
 README = $(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb | sed 's|](\.\./|](|g'
 
-.PHONY: study test faults setup report readme check-readme
+.PHONY: study test faults setup report bench compression readme check-readme
 
 study: setup  ## run the embedded study (what has no record yet) and build its report
 	$(BIN)/vpstudy_study run $(STUDY)
@@ -20,6 +21,11 @@ faults: setup  ## kill, fill, damage and interrupt a small study, and see that n
 
 report: setup  ## build the report from the records that are there
 	$(BIN)/vpstudy_study report $(STUDY)
+
+bench: setup  ## time every step of the fast path against the published loop (half an hour, nothing beside it); BENCH="-p nets resnet18" for a part
+	mkdir -p data/reports
+	$(BIN)/papermill nbs/bench_frozen.ipynb data/reports/bench_frozen.ipynb --cwd nbs -p figures $(CURDIR)/figures $(BENCH)
+	cat figures/bench_frozen.md
 
 readme: setup  ## write README.md from nbs/index.ipynb
 	$(README) > README.md

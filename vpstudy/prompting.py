@@ -37,14 +37,18 @@ class Lens:
         self.prompt.train()
         return out
 
-    def exact(self, x): return self.through(self.frozen.exact, x) # fp32 source logits
+    def exact(self, x) -> torch.Tensor: # uint8 images -> fp32 source logits; what images share is computed once
+        self.prompt.eval()
+        out = self.frozen.exact_prompted(self.prompt, x)
+        self.prompt.train()
+        return out
 
     def scorer(self, read):
         "The `score` of a `Fit`: `read` makes K logits of source logits"
         @torch.no_grad()
         def score(split, index=None):
             index = torch.arange(len(self.target.labels[split])) if index is None else index
-            return torch.cat([read(self.exact(self.images(split, i))).cpu() for i in index.split(self.frozen.batch)])
+            return torch.cat([read(self.exact(self.images(split, i))).cpu() for i in index.split(2000)]) # images on the device at a time
         return score
 
 # %% ../nbs/24b_prompting.ipynb #4cc18b66

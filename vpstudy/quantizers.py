@@ -46,6 +46,7 @@ def slow(step, scale):
 def sample(x, n:int=20_000): return x.detach().flatten()[::max(1, x.numel() // n)] # some n numbers of x
 
 def quantize_input(m, args): return (m.quant(args[0]),) # a hook: before the layer computes
+quantize_input.pointwise = True # every number by itself: a window of the input can be quantized alone
 
 def quantize_layer(m:nn.Module, weight:nn.Module|None, inputs:nn.Module|None):
     "Give a layer a quantizer for its weight and one for its input, in place"
