@@ -84,7 +84,7 @@ def fine_tune(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     seed_everything('fine-tune', trial.target, trial.shots, trial.seed)
     net.requires_grad_(True)
     swap_head(net, backbone.head, new_head(net.get_submodule(backbone.head), len(target.classes)))
-    for name, p in net.named_parameters(): p.requires_grad_(not name.endswith('log_step')) # a quantizer's step
+    for name, p in net.named_parameters(): p.requires_grad_(not name.endswith(('log_step', 'offset'))) # a quantizer's
     net.to(device, memory_format=torch.channels_last)
     images = lambda split, i: target.pixels(split, backbone.canvas, i, backbone.interpolation).to(device)
     see = lambda x: net(backbone.normalise(x.float() / 255).contiguous(memory_format=torch.channels_last))
