@@ -157,9 +157,8 @@ PIXELWISE = {nn.Identity, nn.Dropout, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Leak
 POOLS = {F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d} # function -> the module that takes its arguments
 JOINS = {operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul, torch.cat}
 
-def grown(net:torch.fx.GraphModule, n, windows:dict, size) -> tuple: # windows: of the nodes before; size: of the map of `n`
+def grown(n, m, windows:dict, size) -> tuple: # m: module or function of node `n`; windows: of the nodes before; size: of the map of `n`
     "(window of node `n` or None, its `Local` or None)"
-    m = net.get_submodule(n.target) if n.op == 'call_module' else n.target
     if isinstance(m, nn.Module) and (m._forward_hooks or m._forward_pre_hooks and type(m) is not nn.Conv2d): return None, None
     if m in POOLS and len(n.args) < 6: m = POOLS[m](*n.args[1:], **n.kwargs)
     kind, (w, *others) = type(m) if isinstance(m, nn.Module) else m, [windows[s] for s in n.all_input_nodes]
@@ -180,26 +179,28 @@ class SharedBorder:
         share:float=SHARE, # whole maps from this share of a window on, 0 to 1
         small:int=SMALL, # whole maps where they hold fewer numbers
     ):
-        self.net, self.interpreter, (self.input, *self.nodes) = net, torch.fx.Interpreter(net), net.graph.nodes
+        self.interpreter, (self.input, *self.nodes) = torch.fx.Interpreter(net), net.graph.nodes
+        self.modules = {n: net.get_submodule(n.target) for n in self.nodes if n.op == 'call_module'}
         self.windows, self.locals, self.entry, self.linear = {self.input: window}, {}, self.input, []
         for n in self.nodes:
             shape = getattr(n.meta.get('tensor_meta'), 'shape', ())
             if len(shape) != 4 or not n.all_input_nodes or not {*n.all_input_nodes} <= {*self.windows}: continue
-            w, rule = grown(net, n, self.windows, shape[2:])
+            w, rule = grown(n, self.modules.get(n, n.target), self.windows, shape[2:])
             enters = w and self._enters(n)
             if w and (enters or w.area < share * shape[2:].numel() and shape.numel() >= small):
                 self.windows[n] = w
                 if rule: self.locals[n] = rule
                 if enters: self.entry = n; self.linear.append(n)
+        if self.entry in self.locals and {*self.windows} == {self.input, *self.linear}: self.windows[self.entry] = self.whole(self.entry) # nothing is windowed after it
 
     def _enters(self, n): # padding and the first convolution, where they alone read what is before them
-        m = self.module(n)
+        m = self.modules.get(n)
         return n.args == (self.entry,) and len(self.entry.users) == 1 and type(m) in (nn.ZeroPad2d, nn.Conv2d) and not m._forward_pre_hooks and self.entry not in self.locals
 
-    def module(self, n): return self.net.get_submodule(n.target) if n.op == 'call_module' else None
     def whole(self, n): return Window(0, 0, *n.meta['tensor_meta'].shape[2:])
 
     def call(self, n, value): # value: node -> tensor
+        if n in self.modules and len(n.args) == 1 and not n.kwargs: return self.modules[n](value(n.args[0]))
         args, kwargs = (map_arg(a, value) for a in (n.args, n.kwargs))
         if n.op in ('output', 'placeholder'): return args[0] if args else None # what is returned; or the default of a further input
         return getattr(self.interpreter, n.op)(n.target, args, kwargs)
@@ -226,7 +227,7 @@ class SharedBorder:
         want = rule.read(self.windows[n])
         have = want & self.whole(s)
         x = frame(base, patch, owner, self.windows[s], have)
-        for hook in getattr(self.module(n), '_forward_pre_hooks', {}).values(): x, = hook(self.module(n), (x,)) # a quantizer's
+        for hook in getattr(self.modules.get(n), '_forward_pre_hooks', {}).values(): x, = hook(self.modules[n], (x,)) # a quantizer's
         pad = have.left - want.left, want.right - have.right, have.top - want.top, want.bottom - have.bottom
         return rule.f(F.pad(x, pad, value=rule.beyond) if any(pad) else x)
 
@@ -241,7 +242,7 @@ class SharedBorder:
             if n in self.linear: continue
             if n not in self.windows: wholes[n] = self.call(n, whole)
             elif n in self.locals: patches[n] = self._local(n, *(v[n.all_input_nodes[0]] for v in (bases, patches)), owner)
-            elif isinstance(self.module(n), nn.ZeroPad2d): patches[n] = patches[n.all_input_nodes[0]]
+            elif isinstance(self.modules.get(n), nn.ZeroPad2d): patches[n] = patches[n.all_input_nodes[0]]
             else: patches[n] = self.call(n, lambda s: frame(bases[s], patches[s], owner, self.windows[s], self.windows[n]))
             for s in self.interpreter.user_to_last_uses.get(n, ()): patches.pop(s, None); wholes.pop(s, None)
         return wholes[n]
