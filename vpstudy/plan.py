@@ -75,15 +75,16 @@ def facts(name:str) -> Facts:
     return Facts(len(t.classes), int(n.sum()), int(n.max()), len(t.labels['test']), t.size)
 
 def impossible(params:dict) -> list: # entries for `exclude`
-    "What of a setting's grid cannot be done: budgets beyond a target, and modes that a backbone has too few classes or too small a canvas for"
+    "What of a setting's grid cannot be done: budgets beyond a target, and modes that need more classes, a larger canvas or another kind of model"
     model, out = backbones[params.get('backbone', 'glyphs_resnet')], []
-    named = {m: mode_registry[m] for m in as_list(params['modes'])}
+    room = 1000 if model.source == 'imagenet1k' else len(model.classes) # CLIP's own names take a second to import
+    def cannot(m, f):
+        framed = m.prompted and (params.get('prompt') or m.prompt) == 'border' and (params.get('size') or f.size) >= model.canvas
+        return framed or m.one_to_one and f.classes > room or m.reads_text and not hasattr(model, 'texts')
     for name in as_list(params['targets']):
         f = facts(name)
         if over := [n for n in as_list(params['shots']) if n != 'full' and n > f.most]: out.append(dict(targets=name, shots=over))
-        room = 1000 if model.source == 'imagenet1k' else len(model.classes) # CLIP's own names take a second to import
-        if f.classes > room or (params.get('size') or f.size) >= model.canvas:
-            if off := [m for m, mode in named.items() if mode.prompted]: out.append(dict(targets=name, modes=off))
+        if off := [m for m in as_list(params['modes']) if cannot(mode_registry[m], f)]: out.append(dict(targets=name, modes=off))
     return out
 
 # %% ../nbs/32a_plan.ipynb #d8b43f16

@@ -190,7 +190,7 @@ class GradualPruning(Callback):
         hold(self.model, self.learn.opt)
         self.trace.append(s)
 
-@methods.register('gmp', cls=Method, params=SPARSE, form=masked_form)
+@methods.register('gmp', cls=Method, params=SPARSE, form=masked_form, version=2)
 def gmp(net, trainer, sparsity, distribution, keep='none', every=20):
     "Gradual magnitude pruning along a cubic over the first half of a training, half as long again as the recipe, fine-tuning over the second"
     add_masks(net)
