@@ -10,7 +10,7 @@ __all__ = ['RETRIES', 'TIMEOUT', 'execute', 'run_job', 'in_turn', 'on_workers', 
 import contextlib, errno, os, threading, time, uuid
 from pathlib import Path
 import psutil
-from .core import BadInput, as_list, root
+from .core import BadInput, as_list, root, sha256
 from .costs import Rates, jobs
 from .plan import plan_study, read_study
 from .records import read_failures, record_path, records_path, write_failure
@@ -126,7 +126,7 @@ def tasks_of(plan:list, records=None, split:bool=False) -> list: # (parameters, 
     rates, where = Rates(found), {} if records is None else dict(records=str(records_path(records)))
     todo = [j for j in jobs([p for p in plan if p.setting], {r['id'] for r in found}, split) if j['points']]
     todo.sort(key=lambda j: -sum(rates.seconds(pt, j['params'])[0] for pt in j['points']))
-    name = lambda j: f'run-{"-".join(Path(t).stem for t in j["params"]["targets"])}.ipynb' if split else 'run.ipynb'
+    name = lambda j: f'run-{"-".join(Path(t).stem for t in j["params"]["targets"])[:40]}-{sha256(j["params"])[:6]}.ipynb' # two entries of a study may have one setting
     return [({**j['params'], **where}, records_path(records)/j['planned'].setting.id/name(j)) for j in todo]
 
 def run_study(

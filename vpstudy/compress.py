@@ -77,13 +77,13 @@ def make_setting(
     return Setting(backbone, weights, model.weights_id(weights), method, recipe_id=recipe, images=pack and pack.name, network_seed=network_seed, **own)
 
 # %% ../nbs/14_compress.ipynb #404ed528
-def stored_bytes(net:nn.Module, bits:dict={}) -> int: # bits: layer -> bits of its weights, where it is quantized
+def stored_bytes(net:nn.Module, bits:dict={}, sparse:bool=True) -> int: # bits: layer -> bits of its weights, where it is quantized; sparse: zeros are left out, not a level like any other
     "Bytes to store a network: 32 bits (or a quantizer's) a weight that is kept, one bit a prunable weight once some are dropped, 32 a number of the rest"
     layers = prunable(net)
-    kept = {n: int(m.weight.count_nonzero()) for n, m in layers.items()}
+    kept = {n: int(m.weight.count_nonzero()) if sparse else m.weight.numel() for n, m in layers.items()}
     weights = sum(m.weight.numel() for m in layers.values())
     rest = sum(v.numel() for n, v in net.state_dict().items() if v.is_floating_point() and not n.endswith('.mask')) - weights
-    total = sum(k * bits.get(n, 32) for n, k in kept.items()) + 32 * rest + (weights if not bits and sum(kept.values()) < weights else 0) # a quantized zero is a level like any other
+    total = sum(k * bits.get(n, 32) for n, k in kept.items()) + 32 * rest + (weights if sum(kept.values()) < weights else 0)
     return -(-total // 8)
 
 def weight_bits(net:nn.Module) -> dict: # layer -> bits
@@ -130,8 +130,9 @@ def compressed(
         check_density(net, setting, path)
         if note['parent'] != backbone.upstream['weights_sha256']: raise BadInput(f'{path} was compressed from another dense network than the one in data/checkpoints now; delete the file to compress anew, or bring the dense one back')
         backbone = model.backbone(net, dict(note['upstream'], weights_sha256=net_sha256(net), history=note['history']))
-    kept = sum(int(m.weight.count_nonzero()) for m in prunable(backbone.net).values())
-    backbone.upstream.update(density=kept / weights, size_bytes=stored_bytes(backbone.net, weight_bits(backbone.net)), seconds=note['seconds'])
+    bits = weight_bits(backbone.net)
+    kept = sum(int(m.weight.count_nonzero()) if n not in bits else m.weight.numel() for n, m in prunable(backbone.net).items()) # a weight on the level 0 is not pruned
+    backbone.upstream.update(density=kept / weights, size_bytes=stored_bytes(backbone.net, bits, not bits), seconds=note['seconds'])
     if not masks: bake(backbone.net)
     backbone.net.eval().requires_grad_(masks)
     backbone.trainable = lambda: compressed(setting, masks=True).net

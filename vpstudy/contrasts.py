@@ -29,7 +29,7 @@ TWINS = ['backbone', 'network_seed', 'target', 'shots', 'seed'] # what two trial
 
 def paired_modes(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=CONTRASTS) -> pd.DataFrame: # one row a pair of trials
     "Differences between two modes on the same subset of the same setting"
-    keys, parts = ['setting', 'method', *TWINS], []
+    keys, parts = ['setting', 'setting_id', 'method', *TWINS], []
     for name, (a, b) in contrasts.items():
         one, other = (table.loc[table['mode'] == m, [*keys, metric]] for m in (a, b))
         both = one.merge(other, on=keys, suffixes=('', '_without'), validate='one_to_one')

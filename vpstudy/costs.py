@@ -24,7 +24,7 @@ def work(mode:str, n:int, n_test:int, epochs:int|None, batch:int|None, votes:str
     "What a trial has to do with `n` training images"
     an_epoch, once = PASSES[kind(mode)]
     extra = votes == 'pass' and mode_registry[mode].updates # an extra pass an epoch
-    return n * ((epochs or 0) * (an_epoch + extra) + once) + n_test, epochs * math.ceil(n / min(batch, n)) if an_epoch else 0
+    return n * ((epochs or 0) * (an_epoch + extra) + once) + n_test, epochs * math.ceil(n / min(batch, n)) if mode_registry[mode].learns else 0
 
 def point_work(point:dict, params:dict) -> tuple: # point: of `plan.grid`; params: of its setting
     "The same for a point of a plan"
@@ -106,7 +106,7 @@ def cost_table(plan:list, rates:Rates, done=frozenset(), split:bool=False) -> pd
     rows = []
     for j in jobs(plan, done, split):
         p, costs = j['params'], [rates.seconds(pt, j['params']) for pt in j['points']]
-        start = START + rates.compress.get((p.get('backbone'), p.get('method')), 0.) if costs else 0.
+        start = START + rates.compress.get((p.get('backbone', 'glyphs_resnet'), p.get('method', 'gmp')), 0.) if costs else 0.
         rows.append(dict(setting=j['planned'].label, targets=', '.join(p['targets']), trials=j['trials'], done=j['trials'] - len(j['points']), hours=(start + sum(s for s, _ in costs)) / 3600,
                          basis='; '.join(sorted({b for _, b in costs}))))
     return pd.DataFrame(rows)

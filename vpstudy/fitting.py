@@ -89,9 +89,11 @@ def agreement(logits, labels) -> torch.Tensor:
 @torch.no_grad()
 def soft_labels(net:nn.Module, images, normalise, batch:int=64) -> torch.Tensor: # [n, S], probabilities
     "What a network thinks of `images` (uint8): the labels to distil it by (Hinton et al. 2015)"
-    device = resolve_device()
+    device, home = resolve_device(), next(net.parameters()).device
     net = net.eval().to(device)
-    return torch.cat([net(normalise(b.to(device).float() / 255).contiguous(memory_format=torch.channels_last)).softmax(1).cpu() for b in images.split(batch)])
+    out = torch.cat([net(normalise(b.to(device).float() / 255).contiguous(memory_format=torch.channels_last)).softmax(1).cpu() for b in images.split(batch)])
+    net.to(home)
+    return out
 
 class Trainer:
     "Trains networks on one source under one recipe"
@@ -101,7 +103,9 @@ class Trainer:
 
     def taught(self, teacher:nn.Module) -> 'Trainer':
         "The same, with what `teacher` thinks of each training image in place of its label"
-        return Trainer((self.train[0], soft_labels(teacher, self.train[0], self.normalise)), self.valid, self.normalise, self.recipe, self.seed)
+        pupil = Trainer((self.train[0], soft_labels(teacher, self.train[0], self.normalise)), self.valid, self.normalise, self.recipe, self.seed)
+        pupil.partial = self.partial
+        return pupil
 
     def batches(self, n:int|None=None, stream:str='batches') -> Batches:
         "Shuffled training batches, of the first `n` images if given"

@@ -79,7 +79,7 @@ def impossible(params:dict) -> list: # entries for `exclude`
     model, out = backbones[params.get('backbone', 'glyphs_resnet')], []
     room = 1000 if model.source == 'imagenet1k' else len(model.classes) # CLIP's own names take a second to import
     def cannot(m, f):
-        framed = m.prompted and (params.get('prompt') or m.prompt) == 'border' and (params.get('size') or f.size) >= model.canvas
+        framed = m.prompted and (params.get('prompt') or m.prompt) in ('border', 'resize') and (params.get('size') or f.size) >= model.canvas
         return framed or m.one_to_one and f.classes > room or m.reads_text and not hasattr(model, 'texts')
     for name in as_list(params['targets']):
         f = facts(name)
@@ -108,7 +108,7 @@ def check_names(params:dict):
     backbones[params.get('backbone', 'glyphs_resnet')]
     check_options({k: v for k, v in params.items() if k not in (*SETTING_AXES, *AXES, 'exclude', 'device')})
     for k, v in own.items():
-        if k not in entry.params: raise BadInput(f'{k}={v!r} is not allowed: method {params["method"]!r} has not got it; leave it out')
+        if k not in entry.params: raise BadInput(f'{k}={v!r} is not allowed: method {params.get("method", "gmp")!r} has not got it; leave it out')
         if params.get('method') != 'checkpoint': entry.params[k][1](v)
     for name in as_list(params['targets']):
         if not name.endswith('.parquet') and name not in packs_here(): target_registry[name]

@@ -97,9 +97,11 @@ def with_head(frozen:Frozen, key, make) -> Frozen: # make: () -> (head, names of
     "The same backbone with another head, kept on `frozen` under `key`"
     kept = frozen.__dict__.setdefault('other_heads', {})
     if key not in kept:
+        kept.clear() # a large backbone is not kept for every target it met
         (head, names), net = make(), copy.deepcopy(frozen.backbone.net)
         swap_head(net, frozen.backbone.head, head)
         kept[key] = Frozen(replace(frozen.backbone, net=net, classes=names), frozen.precision, str(frozen.device))
+    kept[key].batch = frozen.batch # smaller where memory ran out
     return kept[key]
 
 # %% ../nbs/24b_prompting.ipynb #a54eae07

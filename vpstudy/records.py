@@ -129,7 +129,7 @@ def as_table(records:list) -> pd.DataFrame:
 def mixed(records:list) -> list: # of sentences
     "What differs between `records` that should not: code, libraries, precision, processor"
     named = lambda v: 'no commit' if v is None else v['commit'][:10] + (' with changes' if v['dirty'] else '')
-    seen = {'commits': {named(r['git']) for r in records}, 'precisions of prompt training': {r['trial']['precision'] for r in records if r['trial']['prompt'] and r['setting']['bits'] is None},
+    seen = {'commits': {named(r['git']) for r in records}, 'precisions of prompt training': {r['trial']['precision'] for r in records if r['trial']['prompt'] and r['trial']['mode'] not in ('zero', 'lp_canvas') and r['setting']['bits'] is None}, # these two train none
             'processors': {r['machine'].get('gpu') or r['machine'].get('cpu') for r in records}}
     for p in ('vpstudy', 'torch', 'numpy'): seen[f'versions of {p}'] = {r['versions'].get(p) for r in records}
     return [f'{len(v)} {k} are mixed: {", ".join(sorted(map(str, v)))}' for k, v in seen.items() if len(v) > 1]

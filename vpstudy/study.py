@@ -53,7 +53,7 @@ def resolve(
     points = grid(targets, modes, shots, seeds, exclude)
     if not points: raise BadInput(f'exclude={exclude!r} leaves no trial; exclude less')
     chosen = [mode_registry[m] for m in as_list(modes)]
-    for k, default, has in (('prompt', None, 'prompted'), ('size', None, 'prompted'), ('votes', 'training', 'updates'), ('mapping_interval', 1, 'updates')):
+    for k, default, has in (('prompt', None, 'prompted'), ('size', None, 'prompted'), ('lr', None, 'learns'), ('batch', None, 'learns'), ('epochs', 100, 'learns'), ('votes', 'training', 'updates'), ('mapping_interval', 1, 'updates')):
         if options.get(k, default) != default and not any(getattr(m, has) for m in chosen):
             raise BadInput(f"{k}={options[k]!r} is not allowed: none of the modes {', '.join(as_list(modes))} has it; leave it out")
     make = partial(make_trial, device=resolve_device(device), model=model, **options)
@@ -120,7 +120,7 @@ def _upstream(setting, records):
         if setting.method != 'checkpoint':
             lock.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock): model.load(setting.weights, setting.network_seed)
-        upstream = compressed(setting).upstream
+        with FileLock(data_path('checkpoints', f'{setting.id}.lock')): upstream = compressed(setting).upstream
         failure_path(setting.id, where=records).unlink(missing_ok=True)
         return upstream
     except Exception as e:

@@ -45,7 +45,7 @@ class SplitBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
         self.attn, self.mlp = SplitAttention(width, heads), SplitMlp(width, hidden)
-    def forward(self, x):
+    def forward(self, x, attn_mask=None, is_causal=False): # timm hands these on; images have no mask
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
     def place(self, make): # make: name of a place -> module
