@@ -6,7 +6,7 @@
 __all__ = ['Recipe', 'Batches', 'autocast', 'remembering', 'agreement', 'soft_labels', 'Trainer', 'top1']
 
 # %% ../nbs/02_fitting.ipynb #9d6db914
-import math, os
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ class Recipe:
     lr: float = 5e-3 # peak of a one-cycle schedule (Smith 2018), AdamW
     batch: int = 128
     wd: float = .01
-    precision: str = 'fp32' # the same network on every machine; 'auto' and 'bf16' are faster where the hardware has it
+    precision: str = 'fp32' # the same id on every machine; 'auto' and 'bf16' are faster where the hardware has it
     version: int = 1 # raise it when the training itself changes
 
     @property

@@ -158,9 +158,10 @@ class ImageNetModel:
         pack = get_pack(images)
         x = decoded(pack, next(s for s in ('train', 'test', 'valid') if s in pack.splits), self.canvas, self.interpolation)
         keep = torch.randperm(len(x), generator=rng('distil', network_seed))[:recipe.images + 500]
-        y = soft_labels(teacher, x[keep], self.normalise)
+        x = x[keep] # one copy of what is memory-mapped
+        y = soft_labels(teacher, x, self.normalise)
         cut = max(len(keep) - 500, len(keep) * 4 // 5)
-        return Trainer((x[keep[:cut]], y[:cut]), (x[keep[cut:]], y[cut:]), self.normalise, recipe, network_seed)
+        return Trainer((x[:cut], y[:cut]), (x[cut:], y[cut:]), self.normalise, recipe, network_seed)
 
 def download(p:Published) -> Path:
     "Fetch published weights with a progress bar into the hub's usual place"

@@ -6,7 +6,6 @@
 __all__ = ['upstream_row', 'upstream_table']
 
 # %% ../nbs/14a_upstream.ipynb #bd6a5e15
-import os
 from dataclasses import asdict, replace
 import pandas as pd
 from .core import BadInput, Setting, progress, set_threads
