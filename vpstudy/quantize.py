@@ -17,16 +17,15 @@ class FakeQuant(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, step, lo, hi):
         u = x / step
-        code = u.round().clamp_(lo, hi)
-        ctx.save_for_backward(u, code, step)
+        ctx.save_for_backward(u, step) # codes follow from it: one map to keep, not two
         ctx.ends = lo, hi
-        return code * step
+        return u.round().clamp_(lo, hi) * step
     @staticmethod
     def backward(ctx, g):
-        u, code, step = ctx.saved_tensors
+        u, step = ctx.saved_tensors
         lo, hi = ctx.ends
         inside = (u >= lo) & (u <= hi)
-        to_step = (torch.where(inside, code - u, code) * g).sum_to_size(step.shape) if ctx.needs_input_grad[1] else None # Esser et al. 2020, eq. 3
+        to_step = (torch.where(inside, u.round() - u, u.clamp(lo, hi)) * g).sum_to_size(step.shape) if ctx.needs_input_grad[1] else None # Esser et al. 2020, eq. 3
         return g * inside, to_step, None, None
 
 def fake_quant(x, step, lo:int, hi:int, offset=0.):
@@ -43,4 +42,3 @@ class ActQuant(nn.Module):
         self.register_buffer('step', torch.tensor(float(step))); self.register_buffer('offset', torch.tensor(float(offset)))
     def forward(self, x): return fake_quant(x, self.step, *levels(self.bits, self.signed), self.offset)
     def extra_repr(self): return f'bits={self.bits}, signed={self.signed}'
-
