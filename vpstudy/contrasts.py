@@ -8,7 +8,7 @@ __all__ = ['CONTRASTS', 'TWINS', 'PICTURED', 'paired_modes', 'contrast_table', '
 # %% ../nbs/33a_contrasts.ipynb #299d425b
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .figures import STYLE, footnote, looks, mode_order, order, shot_order
-from .stats import t_interval
+from .stats import interval
 
 # %% ../nbs/33a_contrasts.ipynb #191da697
 CONTRASTS = { # what is added -> (mode with it, mode without)
@@ -40,7 +40,7 @@ def contrast_table(
     table:pd.DataFrame, # of `records.as_table`
     metric:str='accuracy',
     contrasts:dict=CONTRASTS,
-) -> pd.DataFrame: # contrast, target, shots, setting: difference with its 95 % t-interval, n pairs
+) -> pd.DataFrame: # contrast, target, shots, setting: difference with its 95 % interval over networks and seeds, n pairs
     "What each part is worth by setting, and how much less or more on a compressed setting than on dense"
     pairs = paired_modes(table, metric, contrasts)
     dense = pairs.loc[pairs.method == 'dense', ['contrast', *TWINS, 'difference']]
@@ -52,8 +52,8 @@ def contrast_table(
         for t in sorted(set(every.target)):
             for n in shot_order(every.shots):
                 for s in names:
-                    d = every[(every.contrast == c) & (every.target == t) & (every.shots == n) & (every.setting == s)].difference
-                    if len(d): rows.append((c, t, n, s, *t_interval(d), len(d)))
+                    d = every[(every.contrast == c) & (every.target == t) & (every.shots == n) & (every.setting == s)]
+                    if len(d): rows.append((c, t, n, s, *interval(d), len(d)))
     return pd.DataFrame(rows, columns=['contrast', 'target', 'shots', 'setting', 'difference', 'low', 'high', 'n'])
 
 # %% ../nbs/33a_contrasts.ipynb #9c229dea
@@ -79,6 +79,6 @@ def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=P
                 ax.errorbar(e.difference, y, xerr=[e.difference - e.low, e.high - e.difference], fmt=style[s]['marker'], color=style[s]['color'], label=s, ms=4, lw=1, capsize=2)
         axs[0, 0].set_yticks(range(len(names)), [f'{n}\n({contrasts[n][0]} - {contrasts[n][1]})' for n in names], fontsize=8); axs[0, 0].invert_yaxis()
         axs[0, -1].legend(loc='upper left', bbox_to_anchor=(1, 1))
-        fig.text(0, -.04, footnote(table) + '; bars: 95 % t-interval over pairs', fontsize=7, color='.4')
+        fig.text(0, -.04, footnote(table) + '; bars: 95 % interval over networks and seeds', fontsize=7, color='.4')
         fig.tight_layout()
     return fig

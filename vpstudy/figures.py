@@ -12,7 +12,7 @@ __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'MODES', 'order', 'looks', 'mode_order
 from itertools import product
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .stats import paired, t_interval
+from .stats import interval, paired
 
 # %% ../nbs/33_figures.ipynb #60f4f8f7
 COLOURS = '#000000 #0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #F0E442'.split()
@@ -158,12 +158,12 @@ def main_table(table:pd.DataFrame, metrics=('accuracy', 'ece', 'legacy_ece', 'se
     return pd.DataFrame([{**dict(zip(keys, key)), **rows[list(metrics)].astype(float).mean(), 'n': len(rows)} for key, rows in groups(table, *keys)])
 
 def differences(table:pd.DataFrame, metric:str='accuracy') -> pd.DataFrame:
-    "Paired difference to dense by target, setting, mode and shots: mean, 95 % t-interval, n pairs"
+    "Paired difference to dense by target, setting, mode and shots: mean, 95 % interval over networks and seeds, n pairs"
     keys = 'target', 'setting', 'mode', 'shots'
-    return pd.DataFrame([(*key, *t_interval(rows.difference), len(rows)) for key, rows in groups(paired(table, metric), *keys)], columns=[*keys, 'difference', 'low', 'high', 'n'])
+    return pd.DataFrame([(*key, *interval(rows), len(rows)) for key, rows in groups(paired(table, metric), *keys)], columns=[*keys, 'difference', 'low', 'high', 'n'])
 
 def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE')):
-    "Paired difference to dense with its 95 % t-interval, by shots: settings by colour, modes across"
+    "Paired difference to dense with its 95 % interval, by shots: settings by colour, modes across"
     modes, shots, style, rows = mode_order(table['mode']), shot_order(table.shots), looks(table.setting), panel_rows(table, {m: f'{n}, difference to dense' for m, n in metrics.items()})
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(len(rows), len(modes), figsize=(2.5 * len(modes) + .6, 2.1 * len(rows) + .6), sharex=True, sharey='row', squeeze=False)
@@ -180,7 +180,7 @@ def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE')):
             row[0].set_ylabel(name)
         for ax in axs[-1]: ax.set_xlabel('examples a class')
         axs[0, -1].legend(loc='best')
-        fig.text(0, -.02, footnote(table) + '; bars: 95 % t-interval over pairs', fontsize=7, color='.4')
+        fig.text(0, -.02, footnote(table) + '; bars: 95 % interval over networks and seeds', fontsize=7, color='.4')
         fig.tight_layout()
     return fig
 
