@@ -3,6 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 VENV ?= .venv
 BIN := $(VENV)/bin
 STUDY ?= nbs/studies/embedded.yaml
+JUDGED ?= nbs/studies/embedded_full.yaml
 BENCH ?=
 
 # README.md is nbs/index.ipynb, with links from the top
@@ -19,8 +20,8 @@ test: setup  ## everything CI checks
 faults: setup  ## kill, fill, damage and interrupt a small study, and see that nothing finished is lost
 	$(BIN)/python .ci/faults.py
 
-report: setup  ## build the report from the records that are there
-	$(BIN)/vpstudy_study report $(STUDY)
+report: setup  ## build the site that judges the claims, figures/report/index.html, from the records and the tables that are there
+	$(BIN)/vpstudy_study report $(JUDGED)
 
 bench: setup  ## time every step of the fast path against the published loop (half an hour, nothing beside it); BENCH="-p nets resnet18" for a part
 	mkdir -p data/reports

@@ -10,11 +10,12 @@ import argparse, contextlib, json, sys, tempfile, time
 from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
-from .core import BadInput, rng, root
+from .core import BadInput, as_list, rng, root, write_atomic
 from .cluster import execute, job_script, run_study
 from .costs import Rates, cost_table, scaling
 from .plan import plan_study, read_study
 from .records import mixed, read_failures, read_record, records_path
+from .report import cells_html, page, write_site
 from .study import run_setting
 from .tables import pack, read_all, unpack
 import torch
@@ -79,16 +80,15 @@ def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, di
 
 # %% ../nbs/32d_commands.ipynb #f49c1b85
 def make_report(file, records=None, figures=None) -> Path:
-    "Execute the report notebook of a study file and export it as one HTML page; returns its path"
-    from nbconvert import HTMLExporter
-    report = read_study(file).get('report')
-    if not report: raise BadInput(f'study file {str(file)!r} names no `report`; add e.g. report: report_study.ipynb')
-    figures, name = Path(figures or root()/'figures').resolve(), Path(report).stem
-    out = records_path(records).parent/'reports'/f'{name}.ipynb'
-    execute(f'{name}.ipynb', out, dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures)))
-    html, _ = HTMLExporter(exclude_input=True).from_filename(str(out))
-    (figures/f'{name}.html').write_text(html)
-    return figures/f'{name}.html'
+    "Execute the report notebooks of a study file; one becomes a page beside the figures, several a site under report/ with an index. Returns the page to open"
+    reports = read_study(file).get('report')
+    if not reports: raise BadInput(f'study file {str(file)!r} names no `report`; add e.g. report: report_study.ipynb')
+    names, done = [Path(r).stem for r in as_list(reports, 'report')], []
+    figures = Path(figures or root()/'figures').resolve()/('report' if len(names) > 1 else '')
+    for name in names:
+        done.append(records_path(records).parent/'reports'/f'{name}.ipynb')
+        execute(f'{name}.ipynb', done[-1], dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures)))
+    return write_site(done, figures) if len(done) > 1 else write_atomic(figures/f'{done[0].stem}.html', page(*cells_html(done[0]), {}, ''))
 
 # %% ../nbs/32d_commands.ipynb #8316ca45
 COMMANDS = dict(plan='how many settings and trials, which are done, hours left', run='run what is not done, then the report', status='what is done, missing, failed and why', report='draw the report from the records that are there',
