@@ -81,14 +81,22 @@ def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, di
 # %% ../nbs/32d_commands.ipynb #f49c1b85
 def make_report(file, records=None, figures=None) -> Path:
     "Execute the report notebooks of a study file; one becomes a page beside the figures, several a site under report/ with an index. Returns the page to open"
+    from papermill.exceptions import PapermillExecutionError
     reports = read_study(file).get('report')
     if not reports: raise BadInput(f'study file {str(file)!r} names no `report`; add e.g. report: report_study.ipynb')
     names, done = [Path(r).stem for r in as_list(reports, 'report')], []
     figures = Path(figures or root()/'figures').resolve()/('report' if len(names) > 1 else '')
+    failed = {}
     for name in names:
-        done.append(records_path(records).parent/'reports'/f'{name}.ipynb')
-        execute(f'{name}.ipynb', done[-1], dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures)))
-    return write_site(done, figures) if len(done) > 1 else write_atomic(figures/f'{done[0].stem}.html', page(*cells_html(done[0]), {}, ''))
+        out = records_path(records).parent/'reports'/f'{name}.ipynb'
+        try: execute(f'{name}.ipynb', out, dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures))); done.append(out)
+        except PapermillExecutionError as e: # one page that cannot be drawn does not take the others with it
+            if len(names) == 1: raise
+            failed[name] = f'{e.ename}: {e.evalue}'
+    if len(names) == 1: return write_atomic(figures/f'{names[0]}.html', page(*cells_html(done[0]), {}, ''))
+    index = write_site(done, figures, failed)
+    if failed: raise BadInput(f'{index} is without {", ".join(failed)}: {next(iter(failed.values()))}')
+    return index
 
 # %% ../nbs/32d_commands.ipynb #8316ca45
 COMMANDS = dict(plan='how many settings and trials, which are done, hours left', run='run what is not done, then the report', status='what is done, missing, failed and why', report='draw the report from the records that are there',

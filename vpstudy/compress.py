@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['METHOD_PARAMS', 'checkpoint_setting', 'recipe_id', 'check_fits', 'make_setting', 'stored_bytes', 'weight_bits',
-           'check_density', 'compressed', 'loaded']
+           'check_density', 'dense_lock', 'compressed', 'loaded']
 
 # %% ../nbs/14_compress.ipynb #358d074c
 import time
 from dataclasses import asdict, replace
 from functools import cache, partial
 import torch.nn as nn
+from filelock import FileLock
 from safetensors.torch import load_file
 from .core import BadInput, Setting, data_path, seed_everything, sha256
 from .backbones import Backbone, backbones, load_net, net_sha256, save_net
@@ -101,6 +102,12 @@ def check_density(net:nn.Module, setting:Setting, path):
         a, b = map(int, setting.distribution.split(':'))
         want = sum(m.numel() if nm_mask(m, a, b) is None else m.numel() * a // b for m in masks.values())
     if got != want: raise BadInput(f'{path} keeps {got} weights where {setting.label} keeps {want} of {n}; delete the file to compress anew')
+
+def dense_lock(setting:Setting) -> FileLock:
+    "Held while the dense network of a setting is trained, so that it is trained once"
+    path = data_path('checkpoints', f'{setting.backbone}-n{setting.network_seed}.lock')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
 
 def compressed(
     setting:Setting,

@@ -130,7 +130,7 @@ def _state(s):
     if type(s) is not int or not 0 <= s <= 40: raise BadInput(f'state={s!r} is not allowed; give the number of rounds, a whole number from 0 (dense) to 40')
     return s
 
-@methods.register('lth', cls=Method, params=dict(state=(9, _state)), form=masked_form, version=2)
+@methods.register('lth', cls=Method, params=dict(state=(9, _state)), form=masked_form)
 def lth(net, trainer, state, previous=None): # previous: the trained ticket of the round before
     "A lottery ticket: `state` rounds of magnitude pruning with late rewinding"
     add_masks(fresh(net))
@@ -144,6 +144,6 @@ def lth(net, trainer, state, previous=None): # previous: the trained ticket of t
         keep[flat.argsort(descending=True, stable=True)[:ticket_size(total, state)]] = 1
         masks = {n: m.view_as(w[n]) for n, m in zip(w, keep.split([v.numel() for v in w.values()]))}
     put = PutOn(masks)
-    trainer.fit(net, [put], epochs=max(1, 3 * trainer.recipe.epochs // 4)) # there are many rounds
+    trainer.fit(net, [put], epochs=trainer.recipe.epochs)
     assert put.done, 'the training was too short to rewind'
     net.eval()

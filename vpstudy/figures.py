@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'MODES', 'order', 'looks', 'mode_order', 'shot_order', 'save_figure', 'missing_trials',
-           'footnote', 'panel_rows', 'accuracy_by_shots', 'ece_by_shots', 'pooled', 'reliability_diagrams',
+           'footnote', 'kinds', 'panel_rows', 'accuracy_by_shots', 'ece_by_shots', 'pooled', 'reliability_diagrams',
            'mapping_picture', 'groups', 'main_table', 'differences', 'difference_by_shots', 'upstream_by_density',
            'upstream_by_bits']
 
@@ -47,12 +47,18 @@ def missing_trials(table:pd.DataFrame, expected:list) -> pd.DataFrame: # `expect
     return pd.DataFrame([{k: v for k, v in e.items() if k != 'id'} for e in expected if e['id'] not in have])
 
 def footnote(table:pd.DataFrame) -> str:
-    "What a figure rests on: seeds, networks, test images, and holes in the grid"
+    "What a figure rests on: seeds, networks, test images, and holes in the grids of its settings"
+    if not len(table): return 'no trials'
     keys = ['setting', 'target', 'mode', 'shots', 'seed', 'network_seed']
-    parts = [rows for _, rows in table.groupby('target')] # targets may differ in budgets
+    parts = [rows for _, rows in table.groupby(['backbone', 'setting', 'target'])] # each has a grid of its own
     holes = sum(int(np.prod([rows[k].nunique() for k in keys])) - len(rows[keys].drop_duplicates()) for rows in parts)
     count = lambda n, what: f'{n} {what}' + 's' * (n != 1)
     return f'{count(table.seed.nunique(), "seed")}, {count(table.network_seed.nunique(), "network")}, n = {"/".join(str(n) for n in sorted(table.n_test.unique()))} {table.split.iloc[0]} images' + (f'; {count(holes, "trial")} missing' if holes else '')
+
+def kinds(table:pd.DataFrame) -> pd.Series:
+    "What each row's setting is: dense, quantized, ticket or sparse"
+    ticket = table.state.notna() | table.setting.str.contains('lth', case=False)
+    return pd.Series(np.select([table.method == 'dense', table.bits.notna(), ticket], ['dense', 'quantized', 'ticket'], 'sparse'), table.index)
 
 # %% ../nbs/33_figures.ipynb #606fb505
 def panel_rows(table, metrics:dict) -> list: # (target, metric, label of the y axis)
@@ -99,7 +105,8 @@ def pooled(reliabilities:list) -> dict: # count, confidence, accuracy by bin, as
 
 def reliability_diagrams(records:list, table:pd.DataFrame, modes=('ilm', 'lp'), shots=None):
     "Settings across, modes down; all shots unless one is given. `records` and `table` in the same order"
-    settings, modes = order(table.setting), [m for m in modes if m in set(table['mode'])]
+    at = table[table.shots == shots] if shots else table
+    settings, modes = order(table.setting), [m for m in modes if m in set(at['mode'])] or mode_order(at['mode'])
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(len(modes), len(settings), figsize=(2.2 * len(settings) + .4, 2.1 * len(modes) + .4), sharex=True, sharey=True, squeeze=False)
         for (mode, setting), ax in zip(product(modes, settings), axs.flat):
@@ -111,7 +118,7 @@ def reliability_diagrams(records:list, table:pd.DataFrame, modes=('ilm', 'lp'), 
                 alpha = .25 + .75 * (r['count'] / r['count'].max())**.5
                 for i in np.flatnonzero(full): ax.bar((i + .5) / bins, r['accuracy'][i], .94 / bins, color=looks(settings)[setting]['color'], alpha=alpha[i])
                 ax.plot(r['confidence'][full], r['accuracy'][full], '.', color='k', ms=3)
-                ax.text(.03, .93, f'ECE {table[keep].ece.mean():.3f}', transform=ax.transAxes, fontsize=8)
+                ax.text(.03, .93, f'mean ECE {table[keep].ece.mean():.3f}', transform=ax.transAxes, fontsize=8)
         for ax in axs[-1]: ax.set_xlabel('confidence')
         for ax in axs[:, 0]: ax.set_ylabel('accuracy')
         fig.text(0, -.02, footnote(table[table['mode'].isin(modes) & ((table.shots == shots) if shots else True)]) + (f'; {shots} shots' if shots else ''), fontsize=7, color='.4')

@@ -122,7 +122,7 @@ def as_table(records:list) -> pd.DataFrame:
         s, t = Setting(**r['setting']), r['trial']
         return dict(setting=s.label, backbone=s.backbone, method=s.method, sparsity=s.sparsity, bits=s.bits, state=s.state, network_seed=s.network_seed, target=t['target'], mode=t['mode'],
                     shots=t['shots'], seed=t['seed'], epochs=t['epochs'], split=t['split'], weights=s.weights, precision=t['precision'], variant=sha256({k: v for k, v in t.items() if k not in ('target', 'mode', 'shots', 'seed', 'precision')})[:8], n_test=r['data']['n_test'], actual_shots=r['data']['actual_shots'][1], upstream=r['upstream']['accuracy'], density=r['upstream']['density'],
-                    **r['metrics'], semantic=(r['mapping'] or {}).get('semantic'), collisions=(r['mapping'] or {}).get('collisions'), seconds=r['seconds']['train'], setting_id=r['setting_id'], id=r['id'])
+                    **r['metrics'], semantic=(r['mapping'] or {}).get('semantic'), semantic_by=(r['mapping'] or {}).get('semantic_by'), collisions=(r['mapping'] or {}).get('collisions'), seconds=r['seconds']['train'], setting_id=r['setting_id'], id=r['id'])
     return pd.DataFrame([row(r) for r in records])
 
 # %% ../nbs/30_records.ipynb #e4f1b870

@@ -190,12 +190,12 @@ class GradualPruning(Callback):
         hold(self.model, self.learn.opt)
         self.trace.append(s)
 
-@methods.register('gmp', cls=Method, params=SPARSE, form=masked_form, version=2)
+@methods.register('gmp', cls=Method, params=SPARSE, form=masked_form, version=3)
 def gmp(net, trainer, sparsity, distribution, keep='none', every=20):
-    "Gradual magnitude pruning along a cubic over the first half of a training, half as long again as the recipe, fine-tuning over the second"
+    "Gradual magnitude pruning along a cubic over the first half of a training twice as long as the recipe, fine-tuning over the second"
     add_masks(net)
     schedule = GradualPruning(sparsity, distribution, keep, every=every)
-    trainer.fit(net, [schedule], epochs=3 * trainer.recipe.epochs // 2)
+    trainer.fit(net, [schedule], epochs=2 * trainer.recipe.epochs)
     assert schedule.trace[-1] == sparsity, 'the training was too short for the schedule'
     net.eval()
 

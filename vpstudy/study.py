@@ -13,7 +13,7 @@ from filelock import FileLock
 from .core import BadInput, Setting, as_list, check_shots, data_path, progress, resolve_device, set_threads, sweep
 from .processes import in_processes
 from .backbones import backbones
-from .compress import METHOD_PARAMS, compressed, make_setting
+from .compress import METHOD_PARAMS, compressed, dense_lock, make_setting
 from .frozen import Frozen
 from .records import is_done, read_record, records_path, write_failure, write_record, failure_path
 from .tables import read_tables
@@ -115,11 +115,9 @@ def _attempt(*call):
 # %% ../nbs/32_study.ipynb #40b9e3c8
 def _upstream(setting, records):
     "Compress now what is not yet compressed; what is known of the result"
-    model, lock = backbones[setting.backbone], data_path('checkpoints', f'{setting.backbone}-n{setting.network_seed}.lock')
     try:
         if setting.method != 'checkpoint':
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock): model.load(setting.weights, setting.network_seed)
+            with dense_lock(setting): backbones[setting.backbone].load(setting.weights, setting.network_seed)
         with FileLock(data_path('checkpoints', f'{setting.id}.lock')): upstream = compressed(setting).upstream
         failure_path(setting.id, where=records).unlink(missing_ok=True)
         return upstream

@@ -11,13 +11,15 @@ import pandas as pd
 from .core import BadInput, Setting, progress, set_threads
 from .processes import in_processes
 from .backbones import backbones
-from .compress import compressed
+from .compress import compressed, dense_lock
 
 # %% ../nbs/14a_upstream.ipynb #3c9a2e2b
 def upstream_row(setting:Setting) -> dict:
     "Compress (or read) one setting; what it is and how good it is upstream"
+    model = backbones[setting.backbone]
+    with dense_lock(setting): dense = model.load(setting.weights, setting.network_seed) # one process trains it, the others wait
     b = compressed(setting)
-    took = backbones[setting.backbone].load(setting.weights, setting.network_seed).upstream.get('seconds', 0.) if setting.method == 'dense' else b.upstream['seconds'] # dense: of the source training, where it was trained here
+    took = dense.upstream.get('seconds', 0.) if setting.method == 'dense' else b.upstream['seconds'] # dense: of the source training, where it was trained here
     return dict(asdict(setting), setting=setting.label, id=setting.id, **{k: b.upstream[k] for k in ('accuracy', 'n', 'density', 'size_bytes')}, seconds=took)
 
 def upstream_table(
@@ -30,7 +32,7 @@ def upstream_table(
     last = {(s.backbone, s.method, s.network_seed): max(t.state for t in settings if (t.backbone, t.method, t.network_seed) == (s.backbone, s.method, s.network_seed)) for s in settings if s.state is not None}
     chains = [s for s in settings if s.state is not None and s.state == last[s.backbone, s.method, s.network_seed]] # the last round of tickets trains those before it
     others = [s for s in settings if s.state is None and s not in first]
-    for stage in (first, chains + others):
-        for (s,), row in progress(in_processes(upstream_row, [(s,) for s in stage], cores), 'settings', total=len(stage)):
-            if isinstance(row, str): raise BadInput(f'{s.label}: {row}')
+    todo = first + chains + others # no process waits for all dense networks, only for the one that it needs
+    for (s,), row in progress(in_processes(upstream_row, [(s,) for s in todo], cores), 'settings', total=len(todo)):
+        if isinstance(row, str): raise BadInput(f'{s.label}: {row}')
     return pd.DataFrame([upstream_row(s) for s in settings])
