@@ -157,5 +157,5 @@ def claim_picture(rows:pd.DataFrame, claim:Claim): # rows of one claim, of `judg
         ax.set_xlabel(f'{claim.estimand} ({claim.metric})', fontsize=8)
         for v in [v for v in VERDICTS if v in set(rows.verdict)]: ax.plot([], [], 'o-', color=VERDICTS[v], label=v)
         if len(rows): ax.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=7)
-        ax.annotate(f'{rows.networks.max()} networks, {rows.seeds.max()} seeds at most; {rows.trials.sum()} trials; {rows.holes.sum()} pairs of network and seed missing.\nBars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows', (0, 0), (-100, -42), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
+        ax.annotate(f'{rows.networks.max()} networks, {rows.seeds.max()} seeds at most; {rows.trials.sum()} trials; {rows.holes.sum()} pairs of network and seed missing.\nBars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows', (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
     return fig

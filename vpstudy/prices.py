@@ -28,6 +28,7 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
     colours = dict(zip(modes, COLOURS[1:]))
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(len(metrics), len(shots), figsize=(2.3 * len(shots) + .8, 2.1 * len(metrics) + .5), sharex=True, sharey='row', squeeze=False)
+        for n, ax in zip(shots, axs[0]): ax.set_title(f'{n} example{"s" * (n != 1)} a class')
         for (metric, name), row in zip(metrics.items(), axs):
             d = differences(table[table[metric].notna()], metric)
             for n, ax in zip(shots, row):
@@ -37,9 +38,8 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
                     x = kept[e.setting].values * 1.06**(k - (len(modes) - 1) / 2)
                     bars = np.nan_to_num([e.difference - e.low, e.high - e.difference], posinf=0)
                     ax.errorbar(x, e.difference, bars, fmt='os^v'[k % 4], color=colours[mode], label=mode, ms=4, lw=1, capsize=2)
-                if row is axs[0]: ax.set_title(f'{n} example{"s" * (n != 1)} a class')
             row[0].set_ylabel(f'{name}, difference to dense', fontsize=8)
-        axs[0, 0].set_xscale('log', base=2)
+        axs[0, 0].set_xscale('log', base=2); axs[0, 0].xaxis.set_major_formatter(lambda x, _: f'{x:.2g}')
         for ax in axs[-1]: ax.set_xlabel('bits kept')
         axs[0, -1].legend(loc='best')
         fig.text(0, -.02, footnote(table[table['mode'].isin(modes)]) + '; bars: 95 % interval over networks and seeds, none where there is one trial', fontsize=7, color='.4')
