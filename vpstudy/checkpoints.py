@@ -144,6 +144,7 @@ dialects['sparseml'] = SparseML
 
 # %% ../nbs/13_checkpoints.ipynb #c4d0b967
 class IST:
+    "ISTA's AC/DC and other wrapped layers: a weight under `._layer`, one or two masks beside it (multiplied)"
     def seen(raw): return has(raw, r'\._layer\.(weight|bias)$')
     def translate(raw):
         bare = lambda k: k.replace('._layer', '')
@@ -169,6 +170,7 @@ def resnet50_rigl() -> nn.Module:
 architectures['resnet50_rigl'] = Architecture(resnet50_rigl, 'resnet50', dict(interpolation='bicubic'))
 
 class RigL:
+    "RigL's ResNet-50, converted from TensorFlow: other names, and its padding"
     def seen(raw): return has(raw, r'^initial_conv\.conv\.weight$')
     def translate(raw):
         out = finish(raw, rename(raw.state, [(r'^initial_conv\.conv\.', 'conv1.'), (r'^initial_conv\.bn\.', 'bn1.'), (r'^(layer\d)\.block\.', r'\1.'), (r'\.(conv)(\d)\.conv\.', r'.conv\2.'), (r'\.conv(\d)\.bn\.', r'.bn\1.'), (r'\.shortcut\.conv\.', '.downsample.0.'), (r'\.shortcut\.bn\.', '.downsample.1.')]))
@@ -179,6 +181,7 @@ dialects['rigl'] = RigL
 
 # %% ../nbs/13_checkpoints.ipynb #b01ffdf1
 class STR:
+    "Soft threshold reparametrization (Kusupati et al. 2020): weights shrunk by the sigmoid of a learned threshold, the classifier a 1 x 1 convolution"
     def seen(raw): return has(raw, r'(^|\.)sparseThreshold$') or (has(raw, r'^layer1\.0\.conv1\.weight$') and getattr(raw.state.get('fc.weight'), 'ndim', 2) == 4)
     def translate(raw):
         t = {k.removesuffix('.sparseThreshold') + '.weight': v for k, v in raw.state.items() if k.endswith('.sparseThreshold')}
@@ -193,6 +196,7 @@ dialects['str'] = STR
 
 # %% ../nbs/13_checkpoints.ipynb #9a38918b
 class TorchPrune:
+    "torch.nn.utils.prune and CV_LTH: `weight_orig` times `weight_mask`, in the file or in one of masks"
     def seen(raw): return has(raw, r'\.weight_orig$')
     def translate(raw):
         masks = {**(raw.mask or {}), **{k.removesuffix('_mask'): v for k, v in raw.state.items() if k.endswith('_mask')}}
@@ -204,6 +208,7 @@ dialects['torch_prune'] = TorchPrune
 
 # %% ../nbs/13_checkpoints.ipynb #b7c360cd
 class OpenLTH:
+    "open_lth's tickets: weights under `model.`, masks as `mask_model___` buffers or in a file of their own; refused without"
     def seen(raw): return 'model.' in raw.prefixes and has(raw, r'^layer1\.0\.conv1\.weight$') or has(raw, r'^mask_model___')
     def translate(raw):
         buffers = {k.removeprefix('mask_').replace('___', '.'): v for k, v in raw.state.items() if k.startswith('mask_model___')}

@@ -131,7 +131,8 @@ def judge_claims(
 
 def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale, claim: says, conclusion, how many rows say what, smallest and largest difference
     "The claims as a whole: supported, not supported, undecided, or not judged where nothing was planned to be"
-    def one(c, of):
+    def one(c, of): # of: its rows
+        "One claim's conclusion"
         planned = of[of.planned]
         n = {v: int((planned.verdict == v).sum()) for v in VERDICTS}
         yes, no, total = n[c.expect], sum(n[v] for v in ('worse', 'better', 'close') if v != c.expect), len(planned)

@@ -45,7 +45,8 @@ class Study:
                 self.unresolved.append(f'{p.label}: {p.unresolved}')
                 rows += by_name(p, every)
         self.expected = pd.DataFrame(rows)
-        self.found = [r for r in every if r['id'] in set(self.expected.id)]
+        wanted = set(self.expected.id)
+        self.found = [r for r in every if r['id'] in wanted]
         self.table = as_table(self.found)
         self.missing = missing_trials(self.table, self.expected.drop(columns=['method', 'bits', 'state']).to_dict('records'))
 

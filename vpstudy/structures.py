@@ -66,6 +66,7 @@ def deit_of(width:int, layers:int, path) -> str:
     return known[width, layers]
 
 class Timm:
+    "timm's DeiT, whole or with narrowed layers (UPop)"
     def seen(raw): return has(raw, r'^blocks\.0\.attn\.qkv\.weight$', r'^patch_embed\.proj\.weight$')
     def translate(raw):
         s = raw.state
@@ -109,6 +110,7 @@ CLIPS = {(32, 224): 'clip_vit_b32', (14, 336): 'clip_vit_l14_336'} # (patch, can
 for name in CLIPS.values(): architectures[f'{name}_narrow'] = Architecture(NarrowClip, name)
 
 class UPopClip:
+    "UPop's CLIP, in OpenAI's names, each layer as wide as its tensors say"
     def seen(raw): return has(raw, r'^visual\.transformer\.resblocks\.0\.attn\.in_proj_weight$', r'^token_embedding\.weight$')
     def translate(raw):
         training = r'^(visual_m|transformer_m|token_embedding_m|ln_final_m|positional_embedding_m|text_projection_m|\w*_?projection_m|\w+_m|image_queue|text_queue|idx_queue|ptr_queue)(\.|$)'
@@ -146,6 +148,7 @@ class QuantDeiT(nn.Module):
 architectures['deit_quant'] = Architecture(QuantDeiT, 'deit_tiny')
 
 class VVT:
+    "VVT's quantized DeiT: q, k and v apart, a width and a step beside each quantizer"
     def seen(raw): return has(raw, r'\.attn\.proj_q\.weight$', r'\.nbits$', r'\.alpha$')
     def translate(raw):
         s = dict(raw.state)
