@@ -47,12 +47,12 @@ class AlternatingPruning(Callback):
         self.on = on
         self.trace.append(on)
 
-@methods.register('acdc', cls=Method, params=SPARSE, form=masked_form)
+@methods.register('acdc', cls=Method, params=SPARSE, form=masked_form, version=2)
 def acdc(net, trainer, sparsity, distribution, keep):
     "Alternating compressed and decompressed training, from the dense network"
     add_masks(net)
     schedule = AlternatingPruning(sparsity, distribution, keep)
-    trainer.fit(net, [schedule], epochs=2 * trainer.recipe.epochs)
+    trainer.fit(net, [schedule], epochs=2 * trainer.recipe.epochs, peak=.35) # later than usual: the last sparse phase needs a rate to learn with
     assert schedule.on, 'the training was too short for the schedule'
     net.eval()
 

@@ -208,8 +208,7 @@ def upstream_by_density(table:pd.DataFrame): # of `upstream.upstream_table`, one
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(5.5, 3.4))
         _upstream(ax, sparse, 'density', looks(sparse.method))
-        ax.set(xscale='log', xlabel='density: kept weights / all prunable weights'); ax.set_xticks(ticks := [1, .5, .2, .1, .05, .02], [f'{t:g}' for t in ticks]); ax.minorticks_off()
-        fig.text(0, -.02, f'{table.backbone.iloc[0]}, n = {table.n.iloc[0]} test images', fontsize=7)
+        ax.set(xscale='log', xlabel='density: kept weights / all prunable weights', title=f'{table.backbone.iloc[0]}, n = {table.n.iloc[0]}'); ax.set_xticks(ticks := [1, .5, .2, .1, .05, .02], [f'{t:g}' for t in ticks]); ax.minorticks_off()
     return fig
 
 def upstream_by_bits(table:pd.DataFrame): # of `upstream.upstream_table`

@@ -116,6 +116,7 @@ class Trainer:
         cbs=(), # fastai callbacks: schedules of masks, distillation, ...
         epochs:int|None=None, # default: the recipe's
         lr:float|None=None,
+        peak:float=.2, # share of the training after which the rate is highest
     ) -> list: # one row an epoch: loss of training, loss and accuracy on validation images
         "One cycle of AdamW under the recipe, with `cbs`"
         from fastai.callback.schedule import Learner # with fit_one_cycle patched in
@@ -126,7 +127,7 @@ class Trainer:
         on, memory = resolve_precision(self.recipe.precision, self.device) == 'bf16', remembering(self.partial, len(self.history))
         learn = Learner(DataLoaders(self.batches(stream='fit'), valid, device=self.device), net.to(self.device, memory_format=torch.channels_last), nn.CrossEntropyLoss(),
                         partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=agreement, cbs=[autocast(on), memory, *cbs, *self.cbs])
-        with learn.no_logging(): learn.fit_one_cycle(n, lr or self.recipe.lr, wd=self.recipe.wd, pct_start=.2, start_epoch=memory.done)
+        with learn.no_logging(): learn.fit_one_cycle(n, lr or self.recipe.lr, wd=self.recipe.wd, pct_start=peak, start_epoch=memory.done)
         self.history.append(memory.rows)
         return memory.rows
 

@@ -33,6 +33,8 @@ def upstream_table(
     chains = [s for s in settings if s.state is not None and s.state == last[s.backbone, s.method, s.network_seed]] # the last round of tickets trains those before it
     others = [s for s in settings if s.state is None and s not in first]
     todo = first + chains + others # no process waits for all dense networks, only for the one that it needs
+    rows = {}
     for (s,), row in progress(in_processes(upstream_row, [(s,) for s in todo], cores), 'settings', total=len(todo)):
         if isinstance(row, str): raise BadInput(f'{s.label}: {row}')
-    return pd.DataFrame([upstream_row(s) for s in settings])
+        rows[s] = row
+    return pd.DataFrame([rows[s] if s in rows else upstream_row(s) for s in settings])
