@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 VENV ?= .venv
 BIN := $(VENV)/bin
 STUDY ?= nbs/studies/embedded.yaml
-JUDGED ?= nbs/studies/embedded_full.yaml
+JUDGED ?= nbs/studies/embedded_full.yaml nbs/studies/imagenet_small.yaml
 BENCH ?=
 
 # README.md is nbs/index.ipynb, with links from the top
@@ -21,7 +21,7 @@ faults: setup  ## kill, fill, damage and interrupt a small study, and see that n
 	$(BIN)/python .ci/faults.py
 
 report: setup  ## build the site that judges the claims, figures/report/index.html, from the records and the tables that are there
-	$(BIN)/vpstudy_study report $(JUDGED)
+	$(foreach study,$(JUDGED),$(BIN)/vpstudy_study report $(study) &&) true
 
 bench: setup  ## time every step of the fast path against the published loop (half an hour, nothing beside it); BENCH="-p nets resnet18" for a part
 	mkdir -p data/reports

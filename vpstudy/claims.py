@@ -31,9 +31,10 @@ NEEDED = dict(embedded=(3, 5), ImageNet=(1, 3)) # networks and seeds for a verdi
 def scale(backbone:str) -> str: return 'embedded' if backbone.startswith('glyphs') else 'ImageNet'
 
 def settings_of(table:pd.DataFrame) -> pd.DataFrame: # backbone, setting, kind, networks, seeds, judged
-    "The settings of a table in reading order, and whether they have the networks and seeds that a verdict needs"
+    "The settings of a table in reading order, and whether they have the networks, the seeds and the dense model that a verdict needs"
     t = table.assign(kind=kinds(table)).groupby(['backbone', 'setting']).agg(kind=('kind', 'first'), networks=('network_seed', 'nunique'), seeds=('seed', 'nunique')).reset_index()
-    t['judged'] = [n >= NEEDED[scale(b)][0] and s >= NEEDED[scale(b)][1] for b, n, s in zip(t.backbone, t.networks, t.seeds)]
+    twins = set(t.backbone[t.kind == 'dense'])
+    t['judged'] = [b in twins and n >= NEEDED[scale(b)][0] and s >= NEEDED[scale(b)][1] for b, n, s in zip(t.backbone, t.networks, t.seeds)]
     rank = {s: i for i, s in enumerate(order(t.setting))}
     return t.sort_values(['backbone', 'setting'], key=lambda c: c.map(rank) if c.name == 'setting' else c).reset_index(drop=True)
 
@@ -72,7 +73,7 @@ CLAIMS = [
 
 def claims_table(claims=CLAIMS) -> pd.DataFrame:
     "What is claimed and what decides it, before any record is read"
-    return pd.DataFrame([dict(claim=c.id, says=c.says, estimand=c.estimand, margin=c.margin, **{'supported if': f'{c.of} rows {c.expect}', 'not supported if': f'{dict(all="a row is", any="all rows are", most="half of the rows are")[c.of]} {" or ".join(v for v in ("worse", "better", "close") if v != c.expect)}'}) for c in claims]).set_index('claim')
+    return pd.DataFrame([dict(claim=c.id, says=c.says, estimand=c.estimand, margin=c.margin, **{'supported if': f'{c.of} rows {c.expect}' + ', each alone' * (c.of == 'all'), 'not supported if': f'{dict(all="a row is", any="all rows are", most="half of the rows are")[c.of]} {" or ".join(v for v in ("worse", "better", "close") if v != c.expect)}'}) for c in claims]).set_index('claim')
 
 # %% ../nbs/34_claims.ipynb #cd9a4987
 def _matching(rows, like): # like: rows of the compressed side
@@ -88,10 +89,12 @@ def estimate(
     table:pd.DataFrame, # of `records.as_table`, one target
     metric:str,
     resampled:Resampled,
-) -> dict: # mean, se, df, low, high, bias (what was taken off the mean), networks, seeds, trials, holes, images: whether their chance is in it
+    planned:pd.DataFrame|None=None, # what was; default: what is there
+) -> dict: # mean, se, df, low, high, bias (what was taken off the mean), networks, seeds, ids and how many trials, holes: pairs of network and seed that are missing, images: whether their chance is in it, matched: whether precisions agree
     "A weighted sum of trials over networks and seeds, with its interval"
     pick = lambda want: table[np.logical_and.reduce([table[k] == v for k, v in want.items()]) & table[metric].notna()]
-    own = table[(table.backbone == terms[0][1]['backbone']) & (table.setting == terms[0][1]['setting'])]
+    about = lambda t: t[(t.backbone == terms[0][1]['backbone']) & (t.setting == terms[0][1]['setting'])]
+    own, pairs = about(table), about(table if planned is None else planned)
     parts = [(w, _matching(pick(want), own)) for w, want in terms]
     cells = sorted(set.intersection(*(set(rows.index) for _, rows in parts)))
     networks, seeds = (sorted({c[i] for c in cells}) for i in (0, 1))
@@ -100,7 +103,8 @@ def estimate(
     drawn = [(w, resampled(metric, i)) for w, i in ids]
     on = sum(w * v for w, v in drawn) / len(cells) if drawn and all(v is not None for _, v in drawn) else None
     bias = on.mean() - np.nanmean(d) if metric == 'ece' and on is not None else 0. # ECE of a sample is too high, most where it is small: `31_stats`
-    return dict(crossed_interval(d - bias if cells else np.full((1, 1), np.nan), on), bias=bias, networks=len(networks), seeds=len(seeds), trials=len(ids), holes=len(set(zip(own.network_seed, own.seed))) - len(cells), images=on is not None)
+    return dict(crossed_interval(d - bias if cells else np.full((1, 1), np.nan), on), bias=bias, networks=len(networks), seeds=len(seeds), ids=(once := frozenset(i for _, i in ids)), trials=len(once), holes=len(set(zip(pairs.network_seed, pairs.seed))) - len(cells),
+                images=on is not None, matched=all(len({r.precision[c] for _, r in parts}) == 1 for c in cells))
 
 def judge_claims(
     table:pd.DataFrame, # of `records.as_table`
@@ -108,7 +112,7 @@ def judge_claims(
     expected:pd.DataFrame|None=None, # what was planned, with the columns that name settings, targets, budgets; default: what is there
     claims=CLAIMS,
 ) -> pd.DataFrame: # one row a row of a claim
-    "Every planned row of every claim with its estimate and verdict; what has too few networks or seeds is estimated and not judged. The two scales apart"
+    "Every planned row of every claim with its estimate and verdict; what has too few networks or seeds, no images or a dense twin of another precision is estimated and not judged. The two scales apart"
     out, expected = [], table if expected is None else expected
     resampled = Resampled(images)
     for of_scale, part in expected.groupby(expected.backbone.map(scale)):
@@ -120,16 +124,17 @@ def judge_claims(
                 if c.metric == 'semantic': there = there[there.semantic_by == 'same names'] # a nearness of names is another quantity
                 for judged in (True, False):
                     for name, terms in c.rows(settings[settings.judged == judged], shot_order(planned[planned.setting.isin(settings.setting[settings.judged == judged])].shots)):
-                        e = estimate(terms, there, c.metric, resampled)
-                        enough = e['networks'] >= networks and e['seeds'] >= seeds and (e['images'] or c.metric == 'semantic')
+                        e = estimate(terms, there, c.metric, resampled, planned)
+                        enough = e['networks'] >= networks and e['seeds'] >= seeds and (e['images'] or c.metric == 'semantic') and e['matched']
                         rows.append(dict(scale=of_scale, claim=c.id, row=name if part.target.nunique() == 1 else f'{target}: {name}', planned=judged, judged=judged and enough, **e))
             if not rows: continue
             rows, sign = pd.DataFrame(rows), 1 if c.larger == 'better' else -1
-            some = rows[rows.judged]
-            out += [judge(some.assign(mean=sign * some['mean']), c.margin).assign(mean=some['mean'])] * bool(len(some)) + [rows[~rows.judged].assign(verdict='not judged')]
+            some = rows[rows.planned]
+            said = judge(some.assign(mean=sign * some['mean'], se=some.se.where(some.judged)), c.margin) # a row without a standard error is in the family, and never decided
+            out += [part for part in (said.assign(mean=some['mean'], se=some.se, verdict=said.verdict.where(some.judged, 'not judged')), rows[~rows.planned].assign(verdict='not judged')) if len(part)]
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=['scale', 'claim', 'row', 'planned', 'judged', 'verdict'])
 
-def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale, claim: says, conclusion, how many rows say what, smallest and largest difference
+def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale, claim: says, conclusion, how many rows say what (alone: are as expected, not adjusted), least and most: smallest and largest difference of those that are judged, low and high: ends of all their intervals, networks and seeds: what each has at least
     "The claims as a whole: supported, not supported, undecided, or not judged where nothing was planned to be"
     def one(c, of): # of: its rows
         "One claim's conclusion"
@@ -138,8 +143,10 @@ def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale
         yes, no, total = n[c.expect], sum(n[v] for v in ('worse', 'better', 'close') if v != c.expect), len(planned)
         alone = sum(planned.get(f'alone_{c.expect}', pd.Series(dtype=float)) < .05)
         supported, refuted = dict(all=(alone == total, no > 0), any=(yes > 0, no == total), most=(2 * yes > total, 2 * no >= total))[c.of]
-        said = 'not judged' if not total else 'not supported' if refuted else 'supported' if supported and (c.of == 'any' or not n['not judged']) else 'undecided'
-        return dict(says=c.says, conclusion=said, rows=total, **n, least=planned['mean'].min(), most=planned['mean'].max(), trials=int(planned.trials.sum()), holes=int(planned.holes.sum()))
+        said = 'not judged' if n['not judged'] == total else 'not supported' if refuted else 'supported' if supported and (c.of == 'any' or not n['not judged']) else 'undecided'
+        judged = planned[planned.verdict != 'not judged']
+        return dict(says=c.says, conclusion=said, rows=total, **n, alone=alone, least=judged['mean'].min(), most=judged['mean'].max(), low=judged.low.min(), high=judged.high.max(),
+                    networks=judged.networks.min(), seeds=judged.seeds.min(), trials=len(frozenset().union(*judged.ids)), holes=int(planned.holes.sum()))
     found = [dict(scale=s, claim=c.id, **one(c, part[part.claim == c.id])) for s, part in rows.groupby('scale') for c in claims]
     return pd.DataFrame(found).set_index(['scale', 'claim']) if found else pd.DataFrame()
 
@@ -158,5 +165,5 @@ def claim_picture(rows:pd.DataFrame, claim:Claim): # rows of one claim, of `judg
         ax.set_xlabel(f'{claim.estimand} ({claim.metric})', fontsize=8)
         for v in [v for v in VERDICTS if v in set(rows.verdict)]: ax.plot([], [], 'o-', color=VERDICTS[v], label=v)
         if len(rows): ax.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=7)
-        ax.annotate(f'{rows.networks.max()} networks, {rows.seeds.max()} seeds at most; {rows.trials.sum()} trials; {rows.holes.sum()} pairs of network and seed missing.\nBars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows', (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
+        ax.annotate(f'{rows.networks.max()} networks, {rows.seeds.max()} seeds at most; {len(frozenset().union(*rows.ids))} trials; {rows.holes.sum()} pairs of network and seed missing.\nBars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows', (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
     return fig

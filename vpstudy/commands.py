@@ -15,7 +15,7 @@ from .cluster import execute, job_script, run_study
 from .costs import Rates, cost_table, scaling
 from .plan import plan_study, read_study
 from .records import mixed, read_failures, read_record, records_path
-from .report import cells_html, page, write_site
+from .report import cells_html, page, write_contents, write_site
 from .study import run_setting
 from .tables import pack, read_all, unpack
 import torch
@@ -80,23 +80,25 @@ def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, di
 
 # %% ../nbs/32d_commands.ipynb #f49c1b85
 def make_report(file, records=None, figures=None) -> Path:
-    "Execute the report notebooks of a study file; one becomes a page beside the figures, several a site under report/ with an index. Returns the page to open"
+    "Execute the report notebooks of a study file; one becomes a page beside the figures, several a site of the study's name under report/, whose first page lists all studies. Returns the page to open"
     from papermill.exceptions import PapermillExecutionError
     reports = read_study(file).get('report')
     if not reports: raise BadInput(f'study file {str(file)!r} names no `report`; add e.g. report: report_study.ipynb')
     names, done = [Path(r).stem for r in as_list(reports, 'report')], []
-    figures = Path(figures or root()/'figures').resolve()/('report' if len(names) > 1 else '')
+    study = Path(file).stem if len(names) > 1 else ''
+    figures = Path(figures or root()/'figures').resolve()/('report' if study else '')/study
     failed = {}
     for name in names:
-        out = records_path(records).parent/'reports'/f'{name}.ipynb'
+        out = records_path(records).parent/'reports'/study/f'{name}.ipynb'
         try: execute(f'{name}.ipynb', out, dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures))); done.append(out)
         except PapermillExecutionError as e: # one page that cannot be drawn does not take the others with it
             if len(names) == 1: raise
             failed[name] = f'{e.ename}: {e.evalue}'
-    if len(names) == 1: return write_atomic(figures/f'{names[0]}.html', page(*cells_html(done[0]), {}, ''))
+    if not study: return write_atomic(figures/f'{names[0]}.html', page(*cells_html(done[0]), {}, ''))
     index = write_site(done, figures, failed)
+    first = write_contents(figures.parent)
     if failed: raise BadInput(f'{index} is without {", ".join(failed)}: {next(iter(failed.values()))}')
-    return index
+    return first
 
 # %% ../nbs/32d_commands.ipynb #8316ca45
 COMMANDS = dict(plan='how many settings and trials, which are done, hours left', run='run what is not done, then the report', status='what is done, missing, failed and why', report='draw the report from the records that are there',

@@ -23,8 +23,8 @@ def order(settings) -> list:
     "Settings in reading order: dense first, then by name"
     return sorted(set(settings), key=lambda s: (s != 'dense', s))
 
-def looks(settings) -> dict: # setting -> keyword arguments of `plot`
-    return {s: dict(color=COLOURS[i % 8], marker=MARKERS[i % 8], label=s) for i, s in enumerate(order(settings))}
+def looks(settings) -> dict: # setting -> keyword arguments of `plot`; no two of 64 are alike
+    return {s: dict(color=COLOURS[i % 8], marker=MARKERS[(i + i // 8) % 8], label=s) for i, s in enumerate(order(settings))}
 
 MODES = 'zero rlm flm ilm ilm_hungarian ilm_hungarian_logp ilm_tp blm blmp fullymap lp lp_canvas vp_lp ft'.split() # reading order
 
@@ -104,12 +104,16 @@ def pooled(reliabilities:list) -> dict: # count, confidence, accuracy by bin, as
     return dict(count=n.sum(0), confidence=mean('confidence'), accuracy=mean('accuracy'))
 
 def reliability_diagrams(records:list, table:pd.DataFrame, modes=('ilm', 'lp'), shots=None):
-    "Settings across, modes down; all shots unless one is given. `records` and `table` in the same order"
+    "Settings across, six a line, modes down; all shots unless one is given. `records` and `table` in the same order"
     at = table[table.shots == shots] if shots else table
     settings, modes = order(table.setting), [m for m in modes if m in set(at['mode'])] or mode_order(at['mode'])
     with plt.rc_context(STYLE):
-        fig, axs = plt.subplots(len(modes), len(settings), figsize=(2.2 * len(settings) + .4, 2.1 * len(modes) + .4), sharex=True, sharey=True, squeeze=False)
-        for (mode, setting), ax in zip(product(modes, settings), axs.flat):
+        across = min(len(settings), 6)
+        lines = len(modes) * -(-len(settings) // across)
+        fig, axs = plt.subplots(lines, across, figsize=(2.2 * across + .4, 2.1 * lines + .4), sharex=True, sharey=True, squeeze=False)
+        panels = axs.reshape(len(modes), -1)
+        for ax in panels[:, len(settings):].flat: ax.set_visible(False)
+        for (mode, setting), ax in zip(product(modes, settings), panels[:, :len(settings)].flat):
             keep = (table['mode'] == mode) & (table.setting == setting) & ((table.shots == shots) if shots else True)
             ax.plot([0, 1], [0, 1], ':', color='.4', lw=1); ax.set_title(f'{mode}, {setting}')
             if keep.any():

@@ -36,7 +36,8 @@ def crossed_interval(
     there = ~np.isnan(d)
     d = d[there.any(1)][:, there.any(0)]
     if not d.size: return dict(mean=np.nan, se=np.nan, df=0., low=-np.inf, high=np.inf)
-    parts = [(m.var(ddof=1) / len(m), len(m) - 1) for m in (np.nanmean(d, 1), np.nanmean(d, 0)) if len(m) > 1]
+    sides = [(np.nanmean(d, a), (~np.isnan(d)).sum(a)) for a in (1, 0)] # means by network and by seed, of how many trials
+    parts = [(m.var(ddof=1) * (n**2).sum() / n.sum()**2, len(m) - 1) for m, n in sides if len(m) > 1] # 1 / levels if all have as many
     mean = np.nanmean(d)
     if not parts: return dict(mean=mean, se=np.inf, df=0., low=-np.inf, high=np.inf)
     if images is not None: parts.append((np.var(images, ddof=1), len(images) - 1))

@@ -22,7 +22,7 @@ def _images(record, folder):
     if record['logits']['file'] is None: return dict(correct=None, confidence=None)
     arrays = read_record(folder/record['setting_id']/f'{record["id"]}.json', logits=True)['arrays']
     conf, right = confidence(arrays['logits'], arrays['labels'])
-    return dict(correct=right.bool().tolist(), confidence=conf.float().numpy())
+    return dict(correct=right.bool().tolist(), confidence=conf.float().numpy().round(3))
 
 def pack(
     out, # the table, *.parquet
