@@ -8,7 +8,8 @@ __all__ = ['patches', 'answers', 'kept_solution', 'Reached', 'run_to', 'reconstr
 # %% ../nbs/11c_reconstruct.ipynb #a5652d1d
 import copy
 import torch, torch.nn as nn, torch.nn.functional as F
-from .sparsify import SPARSE, Method, add_masks, current_weights, get_masks, magnitude_masks, masked_form, methods, prunable, reestimate_bn, set_masks
+from .fitting import reestimate_bn
+from .sparsify import SPARSE, Method, add_masks, current_weights, get_masks, magnitude_masks, masked_form, methods, prunable, set_masks
 
 # %% ../nbs/11c_reconstruct.ipynb #102ef57e
 def patches(m:nn.Module, x) -> torch.Tensor: # [groups, n, d], what each output number of a group is a linear function of
@@ -78,6 +79,6 @@ def reconstructed(net, trainer, sparsity, distribution, keep, images:int=512):
     dense = copy.deepcopy(net)
     set_masks(add_masks(net), magnitude_masks(current_weights(net), sparsity, distribution, keep))
     reconstruct(net, dense, [x for x, _ in trainer.batches(images)])
-    reestimate_bn(net, trainer.batches(2000))
+    reestimate_bn(net, trainer.batches(2000), trainer.teacher)
     trainer.fit(net)
     net.eval()

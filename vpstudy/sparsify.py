@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['methods', 'KEEP', 'SPARSE', 'prunable', 'density', 'Mask', 'add_masks', 'get_masks', 'set_masks', 'hold', 'bake',
            'layer_counts', 'smallest', 'erk_counts', 'kept_layers', 'dropped', 'magnitude_masks', 'Method', 'one_of',
-           'masked_form', 'dense', 'reestimate_bn', 'current_weights', 'oneshot', 'cubic', 'GradualPruning', 'gmp',
-           'nm_mask', 'nm_layers', 'nm']
+           'masked_form', 'dense', 'current_weights', 'oneshot', 'cubic', 'GradualPruning', 'gmp', 'nm_mask',
+           'nm_layers', 'nm']
 
 # %% ../nbs/11_sparsify.ipynb #45464974
 import math
 from dataclasses import dataclass, field
 from .core import BadInput, Registry, check_range
+from .fitting import reestimate_bn
 import torch, torch.nn as nn
 from torch.nn.utils import parametrize
 from fastai.learner import Callback
@@ -149,17 +150,6 @@ def dense(net, trainer):
     "No compression: what everything is compared with"
 
 # %% ../nbs/11_sparsify.ipynb #87be580d
-@torch.no_grad()
-def reestimate_bn(net:nn.Module, batches):
-    "BatchNorm's running mean and variance as plain averages over `batches`"
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for m in norms: m.reset_running_stats(); m.momentum = None # None: cumulative average
-    net.train()
-    for x, _ in batches: net(x)
-    for m, momentum in zip(norms, momenta): m.momentum = momentum
-    net.eval()
-
 def current_weights(net:nn.Module) -> dict: # name -> tensor
     "The weights the network computes with: masked ones are zero"
     return {n: m.weight.detach() for n, m in prunable(net).items()}
@@ -169,7 +159,7 @@ def oneshot(net, trainer, sparsity, distribution, keep='none'):
     "Magnitude pruning in one shot, BatchNorm re-estimated, no training"
     add_masks(net)
     set_masks(net, magnitude_masks(current_weights(net), sparsity, distribution, keep))
-    reestimate_bn(net, trainer.batches(10_000))
+    reestimate_bn(net, trainer.batches(10_000), trainer.teacher)
 
 # %% ../nbs/11_sparsify.ipynb #c29ee86d
 def cubic(t:float, final:float, end:float) -> float:
