@@ -23,9 +23,9 @@ def _there(modes, table): return [m for m in modes if m in set(table['mode'])] o
 METRICS = dict(accuracy='accuracy', ece='ECE')
 
 def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS): # one backbone and target
-    "Difference to dense against bits kept: metrics down, shots across, modes by colour"
+    "Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow"
     modes, shots, kept = _there(modes, table), shot_order(table.shots), bits_kept(table).groupby(table.setting).mean()
-    colours = dict(zip(modes, COLOURS[1:]))
+    colours, quantized = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()])
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(len(metrics), len(shots), figsize=(2.3 * len(shots) + .8, 2.1 * len(metrics) + .5), sharex=True, sharey='row', squeeze=False)
         for n, ax in zip(shots, axs[0]): ax.set_title(f'{n} example{"s" * (n != 1)} a class')
@@ -34,15 +34,18 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
             for n, ax in zip(shots, row):
                 ax.axhline(0, color='k', lw=1)
                 for k, mode in enumerate(modes):
-                    e = d[(d['mode'] == mode) & (d.shots == n)]
-                    x = kept[e.setting].values * 1.06**(k - (len(modes) - 1) / 2)
-                    bars = np.nan_to_num([e.difference - e.low, e.high - e.difference], posinf=0)
-                    ax.errorbar(x, e.difference, bars, fmt='os^v'[k % 4], color=colours[mode], label=mode, ms=4, lw=1, capsize=2)
+                    ax.plot([], [], 'os^v'[k % 4], color=colours[mode], label=mode, ms=4)
+                    for hollow in (False, True):
+                        e = d[(d['mode'] == mode) & (d.shots == n) & (d.setting.isin(quantized) == hollow)]
+                        if not len(e): continue
+                        x = kept[e.setting].values * 1.06**(k - (len(modes) - 1) / 2)
+                        bars = np.nan_to_num([e.difference - e.low, e.high - e.difference], posinf=0)
+                        ax.errorbar(x, e.difference, bars, fmt='os^v'[k % 4], color=colours[mode], mfc='w' if hollow else None, ms=4, lw=1, capsize=2)
             row[0].set_ylabel(f'{name}, difference to dense', fontsize=8)
         axs[0, 0].set_xscale('log', base=2); axs[0, 0].xaxis.set_major_formatter(lambda x, _: f'{x:.2g}')
         for ax in axs[-1]: ax.set_xlabel('bits kept')
         axs[0, -1].legend(loc='best')
-        fig.text(0, -.02, footnote(table[table['mode'].isin(modes)]) + '; bars: 95 % interval over networks and seeds, none where there is one trial', fontsize=7, color='.4')
+        fig.text(0, -.02, footnote(table[table['mode'].isin(modes)]) + '; bars: 95 % interval over networks and seeds, none where there is one trial' + '; hollow: quantized' * bool(quantized), fontsize=7, color='.4')
         fig.tight_layout()
     return fig
 
