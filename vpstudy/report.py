@@ -77,7 +77,7 @@ class Study:
         "The records of a study, backbone by backbone and target by target, where there is something of `only`; dense comes along"
         t = self.table
         if not len(t): return
-        several_b, several_t = t.backbone.nunique() > 1, t.target.nunique() > 1
+        several_b, several_t = self.expected.backbone.nunique() > 1, self.expected.target.nunique() > 1 # a figure keeps its name, whatever is missing
         for (b, target), rows in t.groupby(['backbone', 'target']):
             kind = kinds(rows)
             if only and not kind.isin(only).any(): continue
