@@ -145,9 +145,9 @@ def on_two_workers():
     check('packed, all trials count as done elsewhere', r.returncode == 0 and (said.get('trials'), said.get('done'), said.get('hours')) == (16, 16, 0), r.stderr + p.stderr)
     pages = ['report_claims', 'report_sparsity', 'report_tickets', 'report_quantization', 'report_calibration', 'report_mapping']
     plain.write_text(f'report: [{", ".join(f"{n}.ipynb" for n in pages)}]\n' + plain.read_text())
-    site = Path(TMP.name)/'site'/'report'
-    r = run('vpstudy_study', 'report', str(plain), '--records', f'{TMP.name}/elsewhere/records', '--figures', str(site.parent))
-    check('and become a site of six pages and an index', r.returncode == 0 and {p.name for p in site.glob('*.html')} == {'index.html', *(f'{n}.html' for n in pages)}, r.stderr)
+    site = Path(TMP.name)/'site'/'report'/plain.stem
+    r = run('vpstudy_study', 'report', str(plain), '--records', f'{TMP.name}/elsewhere/records', '--figures', str(site.parent.parent))
+    check('and become a site of six pages and an index, behind one for all studies', r.returncode == 0 and {p.name for p in site.glob('*.html')} == {'index.html', *(f'{n}.html' for n in pages)} and f'{plain.stem}/index.html' in (site.parent/'index.html').read_text(), r.stderr)
     asked = [u for p in site.glob('*.html') for u in re.findall(r'(?:src|href)="([^"]*)"', p.read_text()) if not u.startswith(('data:', '#')) and not (site/u).exists()]
     check('that asks no server and has no dead link', not asked, asked[:5])
 

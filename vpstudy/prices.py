@@ -8,6 +8,7 @@ __all__ = ['METRICS', 'bits_kept', 'cost_picture', 'upstream_downstream', 'secon
 
 # %% ../nbs/33b_prices.ipynb #71f59cc1
 from pathlib import Path
+from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .core import write_atomic
 from .figures import COLOURS, STYLE, differences, footnote, looks, mode_order, order, shot_order
@@ -26,6 +27,8 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
     "Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow"
     modes, shots, kept = _there(modes, table), shot_order(table.shots), bits_kept(table).groupby(table.setting).mean()
     colours, quantized = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()])
+    same = kept.groupby(kept.round(3))
+    kept *= 1.15**(same.cumcount() - (same.transform('size') - 1) / 2) # side by side where as much is kept
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(len(metrics), len(shots), figsize=(2.3 * len(shots) + .8, 2.1 * len(metrics) + .5), sharex=True, sharey='row', squeeze=False)
         for n, ax in zip(shots, axs[0]): ax.set_title(f'{n} example{"s" * (n != 1)} a class')
@@ -45,7 +48,9 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
         axs[0, 0].set_xscale('log', base=2); axs[0, 0].xaxis.set_major_formatter(lambda x, _: f'{x:.2g}')
         for ax in axs[-1]: ax.set_xlabel('bits kept')
         axs[0, -1].legend(loc='best')
-        fig.text(0, -.02, footnote(table[table['mode'].isin(modes)]) + '; bars: 95 % interval over networks and seeds, none where there is one trial' + '; hollow: quantized' * bool(quantized), fontsize=7, color='.4')
+        shown = table[table['mode'].isin(modes)]
+        names = fill('from left: ' + ', '.join(sorted(set(shown.setting) - {'dense'}, key=lambda s: kept[s])), 150)
+        fig.text(0, 0, footnote(shown) + '; bars: 95 % interval over networks and seeds, none where there is one trial' + '; hollow: quantized' * bool(quantized) + f'\n{names}', fontsize=7, color='.4', va='top')
         fig.tight_layout()
     return fig
 

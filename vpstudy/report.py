@@ -94,7 +94,7 @@ class Study:
         from IPython.display import Markdown, display
         import matplotlib.pyplot as plt
         if isinstance(fig, str): display(Markdown(fig)); return
-        if missing: fig.text(0, 0, missing, fontsize=7, color='.4', va='top', transform=fig.transFigure + ScaledTranslation(0, -.28, fig.dpi_scale_trans)) # below its own footnote
+        if missing: fig.text(0, 0, missing, fontsize=7, color='.4', va='top', transform=fig.transFigure + ScaledTranslation(0, -.4, fig.dpi_scale_trans)) # below its own footnote
         if self.figures: save_figure(fig, name, self.figures)
         display(fig); plt.close(fig)
 
