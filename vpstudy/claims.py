@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'PRUNED', 'POINT', 'CLAIMS', 'VERDICTS', 'Claim', 'scale', 'settings_of', 'claims_table', 'estimate',
-           'judge_claims', 'conclusions', 'claim_picture']
+           'judge_claims', 'distinct', 'conclusions', 'claim_picture']
 
 # %% ../nbs/34_claims.ipynb #76231652
 from dataclasses import dataclass
@@ -134,8 +134,12 @@ def judge_claims(
             out += [part for part in (said.assign(mean=some['mean'], se=some.se, verdict=said.verdict.where(some.judged, 'not judged')), rows[~rows.planned].assign(verdict='not judged')) if len(part)]
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=['scale', 'claim', 'row', 'planned', 'judged', 'verdict'])
 
+def distinct(rows:pd.DataFrame) -> int: # rows of `judge_claims`
+    "How many trials rows rest on; a dense one may be in several"
+    return len(frozenset().union(*rows.ids))
+
 def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale, claim: says, conclusion, how many rows say what (alone: are as expected, not adjusted), least and most: smallest and largest difference of those that are judged, low and high: ends of all their intervals, networks and seeds: what each has at least
-    "The claims as a whole: supported, not supported, undecided, or not judged where nothing was planned to be"
+    "The claims as a whole: supported, not supported, undecided, or not judged where nothing was planned to be, or nothing of it is there"
     def one(c, of): # of: its rows
         "One claim's conclusion"
         planned = of[of.planned]
@@ -146,7 +150,7 @@ def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale
         said = 'not judged' if n['not judged'] == total else 'not supported' if refuted else 'supported' if supported and (c.of == 'any' or not n['not judged']) else 'undecided'
         judged = planned[planned.verdict != 'not judged']
         return dict(says=c.says, conclusion=said, rows=total, **n, alone=alone, least=judged['mean'].min(), most=judged['mean'].max(), low=judged.low.min(), high=judged.high.max(),
-                    networks=judged.networks.min(), seeds=judged.seeds.min(), trials=len(frozenset().union(*judged.ids)), holes=int(planned.holes.sum()))
+                    networks=judged.networks.min(), seeds=judged.seeds.min(), trials=distinct(judged), holes=int(planned.holes.sum()))
     found = [dict(scale=s, claim=c.id, **one(c, part[part.claim == c.id])) for s, part in rows.groupby('scale') for c in claims]
     return pd.DataFrame(found).set_index(['scale', 'claim']) if found else pd.DataFrame()
 
@@ -165,5 +169,5 @@ def claim_picture(rows:pd.DataFrame, claim:Claim): # rows of one claim, of `judg
         ax.set_xlabel(f'{claim.estimand} ({claim.metric})', fontsize=8)
         for v in [v for v in VERDICTS if v in set(rows.verdict)]: ax.plot([], [], 'o-', color=VERDICTS[v], label=v)
         if len(rows): ax.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=7)
-        ax.annotate(f'{rows.networks.max()} networks, {rows.seeds.max()} seeds at most; {len(frozenset().union(*rows.ids))} trials; {rows.holes.sum()} pairs of network and seed missing.\nBars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows', (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
+        ax.annotate(f'{rows.networks.max()} networks, {rows.seeds.max()} seeds at most; {distinct(rows)} trials; {rows.holes.sum()} pairs of network and seed missing.\nBars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows', (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
     return fig

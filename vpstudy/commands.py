@@ -85,14 +85,14 @@ def make_report(file, records=None, figures=None) -> Path:
     reports = read_study(file).get('report')
     if not reports: raise BadInput(f'study file {str(file)!r} names no `report`; add e.g. report: report_study.ipynb')
     names, done = [Path(r).stem for r in as_list(reports, 'report')], []
-    study = Path(file).stem if len(names) > 1 else ''
+    study = Path(file).stem if len(names) > 1 else '' # of a site
     figures = Path(figures or root()/'figures').resolve()/('report' if study else '')/study
     failed = {}
     for name in names:
         out = records_path(records).parent/'reports'/study/f'{name}.ipynb'
         try: execute(f'{name}.ipynb', out, dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures))); done.append(out)
         except PapermillExecutionError as e: # one page that cannot be drawn does not take the others with it
-            if len(names) == 1: raise
+            if not study: raise
             failed[name] = f'{e.ename}: {e.evalue}'
     if not study: return write_atomic(figures/f'{names[0]}.html', page(*cells_html(done[0]), {}, ''))
     index = write_site(done, figures, failed)

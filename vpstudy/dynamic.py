@@ -36,6 +36,7 @@ class AlternatingPruning(Callback):
     remembers = 'on', 'trace'
     def __init__(self, sparsity, distribution='global', keep='none'): self.how, self.on, self.trace = (sparsity, distribution, keep), False, []
     def before_batch(self):
+        "Close or open the masks where a phase begins"
         if not self.training: return
         on = acdc_phase(self.pct_train)
         if on and not self.on:
@@ -87,6 +88,7 @@ class RigLUpdates(Callback):
             self.masks = {n: m.clone() for n, m in get_masks(self.model).items()}
             set_masks(self.model, {n: torch.ones_like(m) for n, m in self.masks.items()})
     def before_step(self):
+        "On a step that is due, move the masks and leave the weights"
         if not self.due: return
         new = {}
         for n, m in prunable(self.model).items():

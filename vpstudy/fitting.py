@@ -63,6 +63,7 @@ def remembering(path:Path|None, part:int): # part: which training of several thi
     kept = torch.load(path, weights_only=True) if path and Path(path).exists() else {}
     if kept.get('part') != part: kept = {}
     class Remembering(Callback):
+        "Keeps what a training needs to go on, and puts it back before the first step"
         order, done, rows = 80, kept.get('epoch', 0), kept.get('rows', [])
         def others(self): return [(f'{i} {type(c).__name__}', c) for i, c in enumerate(self.learn.cbs) if hasattr(c, 'remembers')]
         def before_fit(self):
@@ -83,7 +84,8 @@ def remembering(path:Path|None, part:int): # part: which training of several thi
     return Remembering()
 
 # %% ../nbs/02_fitting.ipynb #6f22958e
-def norms(net:nn.Module) -> dict: return {n: m for n, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+def norms(net:nn.Module) -> dict: # name -> BatchNorm
+    return {n: m for n, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
 
 @torch.no_grad()
 def reestimate_bn(
@@ -95,7 +97,7 @@ def reestimate_bn(
     ours, theirs = norms(net), norms(dense) if dense is not None else {}
     if theirs and {n: m.running_mean.shape for n, m in ours.items()} != {n: m.running_mean.shape for n, m in theirs.items()}: return # narrower layers have no counterparts: the statistics of training stay
     seen = copy.deepcopy(dense).to(next(net.parameters()).device) if theirs else None
-    every, momenta = [n for n in (net, seen) if n is not None], [m.momentum for m in ours.values()]
+    every, momenta = [net, seen] if theirs else [net], [m.momentum for m in ours.values()]
     for n in every:
         for m in norms(n).values(): m.reset_running_stats(); m.momentum = None # None: cumulative average
         n.train()
@@ -103,8 +105,8 @@ def reestimate_bn(
         for n in every: n(x)
     for m, momentum in zip(ours.values(), momenta): m.momentum = momentum
     net.eval()
-    for n, own in theirs.items():
-        there, m = norms(seen)[n], ours[n]
+    if not theirs: return
+    for m, own, there in zip(ours.values(), theirs.values(), norms(seen).values()):
         m.running_mean.add_(own.running_mean.to(m.running_mean) - there.running_mean)
         m.running_var.mul_(own.running_var.to(m.running_var)).div_(there.running_var + m.eps)
 

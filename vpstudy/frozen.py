@@ -125,6 +125,7 @@ class Frame(torch.autograd.Function):
     "The part `want` of every image's map: its patch in `window`, the base around it"
     @staticmethod
     def forward(ctx, base, patch, owner, window, want): # [P, C, H, W], [B, C, h, w], int64 [B] or None -> [B, C, *want]
+        "`owner`: which base each patch lies in; None: there is one"
         ctx.save_for_backward(owner)
         ctx.window, ctx.want, ctx.shape = window, want, base.shape
         around = want.of(base)
@@ -135,6 +136,7 @@ class Frame(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        "The patch gets what fell into the window, its base the four strips around it, summed over images"
         (owner,), window, want, both = ctx.saved_tensors, ctx.window, ctx.want, ctx.window & ctx.want
         empty = lambda *shape: torch.zeros(shape, dtype=grad.dtype, device=grad.device).contiguous(memory_format=torch.channels_last)
         base = patch = None

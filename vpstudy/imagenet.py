@@ -280,6 +280,7 @@ class ClipModel(ImageNetModel):
         return ClipClassifier(clip.visual, clip.visual.output_dim, len(self.classes))
 
     def fill(self, net, weights):
+        "The image tower, and a head of the classes' names, computed once"
         import open_clip
         clip = self.read(weights)
         net.visual = clip.visual

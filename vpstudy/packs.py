@@ -65,7 +65,8 @@ class Pack:
         if not len(rows): raise BadInput(f'{self.path}: no image is of split {split!r}; it has {", ".join(sorted({*self.splits})) or "no rows"}')
         return rows
 
-    def images(self): # yields encoded images in the order of the file
+    def images(self): # yields bytes
+        "Encoded images in the order of the file"
         batches = self.file.iter_batches(batch_size=500, columns=['image'])
         while True:
             try: batch = next(batches)['image'].to_pylist()

@@ -38,9 +38,7 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
                 ax.axhline(0, color='k', lw=1)
                 for k, mode in enumerate(modes):
                     ax.plot([], [], 'os^v'[k % 4], color=colours[mode], label=mode, ms=4)
-                    for hollow in (False, True):
-                        e = d[(d['mode'] == mode) & (d.shots == n) & (d.setting.isin(quantized) == hollow)]
-                        if not len(e): continue
+                    for hollow, e in d[(d['mode'] == mode) & (d.shots == n)].groupby(d.setting.isin(quantized)):
                         x = kept[e.setting].values * 1.06**(k - (len(modes) - 1) / 2)
                         bars = np.nan_to_num([e.difference - e.low, e.high - e.difference], posinf=0)
                         ax.errorbar(x, e.difference, bars, fmt='os^v'[k % 4], color=colours[mode], mfc='w' if hollow else None, ms=4, lw=1, capsize=2)

@@ -22,6 +22,7 @@ class FakeQuant(torch.autograd.Function):
         return u.round().clamp_(lo, hi).mul_(step)
     @staticmethod
     def backward(ctx, g):
+        "Straight through inside the levels; to the step as LSQ has it"
         u, step = ctx.saved_tensors
         lo, hi = ctx.ends
         code = u.clamp(lo, hi)

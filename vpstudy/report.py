@@ -200,4 +200,3 @@ def write_contents(where) -> Path:
         table = pd.read_csv(said, usecols=['scale', 'claim', 'says', 'conclusion']).to_html(index=False, border=0) if said.exists() else ''
         parts.append(f'<h2><a href="{escape(name)}/index.html">{escape(name)}</a></h2><div class="table">{table}</div>')
     return write_atomic(where/'index.html', page('What compression costs', '<h1>What compression costs</h1>' + ''.join(parts), {}, 'index.html'))
-

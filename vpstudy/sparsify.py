@@ -173,6 +173,7 @@ class GradualPruning(Callback):
         self.sparsity, self.distribution, self.keep, self.end, self.every, self.trace = sparsity, distribution, keep, end, every, []
 
     def before_batch(self):
+        "New masks every `every` steps until the final ones stand"
         if not self.training or self.trace and self.trace[-1] == self.sparsity: return
         if self.train_iter % self.every and self.pct_train < self.end: return # the first step at or after `end` sets the final masks
         s = cubic(self.pct_train, self.sparsity, self.end)
