@@ -64,19 +64,23 @@ def live(file, records=None, every:float=10): # every: seconds
 def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, differing, differences: dicts with id, what, before, now
     "Run a random sample of `n` done trials again and compare"
     found = {r['id']: r for r in read_all(records)[0]}
-    done = [(p.setting, pair) for p in plan_study(file) for pair, i in zip(p.trials, p.ids) if i in found]
+    plan = plan_study(file)
+    planned = {i: (p.setting, pair) for p in plan for pair, i in zip(p.trials, p.ids)}
+    done = [i for i in planned if i in found]
     if not done: raise BadInput(f'no trial of {str(file)!r} is done, so there is nothing to check; run it first')
-    pick = sorted(torch.randperm(len(done), generator=rng('check', seed))[:n].tolist())
-    out = []
+    picked = [done[k] for k in sorted(torch.randperm(len(done), generator=rng('check', seed))[:n].tolist())]
+    out, groups = [], {} # (setting, those that ran side by side) -> what is picked of them
+    for i in picked: groups.setdefault((planned[i][0], tuple(found[i].get('together') or ['each alone'])), []).append(i)
     with tempfile.TemporaryDirectory() as where:
-        where = Path(where)/'records'
-        for setting in dict.fromkeys(done[i][0] for i in pick): run_setting(setting, [pair for s, pair in (done[i] for i in pick) if s == setting], where)
-        for i in pick:
-            id, setting = done[i][1][1].id(done[i][0]), done[i][0]
-            old, new = found[id], read_record(where/setting.id/f'{id}.json')
-            same = dict(**{k: (v, new['metrics'].get(k)) for k, v in old['metrics'].items()}, logits=(old['logits']['sha256'], new['logits']['sha256']), weights=(old['upstream']['weights_sha256'], new['upstream']['weights_sha256']))
-            out += [dict(id=id, what=k, before=a, now=b) for k, (a, b) in same.items() if a != b]
-    return dict(compared=len(pick), differing=len({d['id'] for d in out}), differences=out)
+        for k, ((setting, mates), ids) in enumerate(groups.items()):
+            alone, folder = mates == ('each alone',), Path(where)/str(k)/'records'
+            if lost := [] if alone else [m for m in mates if m not in planned]: out += [dict(id=i, what='not repeated: it ran beside what is not in this study', before=lost[0], now=None) for i in ids]; continue
+            run_setting(setting, [planned[i][1] for i in (ids if alone else mates)], folder, together=0 if alone else 10**9)
+            for i in ids:
+                old, new = found[i], read_record(folder/setting.id/f'{i}.json')
+                same = dict(**{m: (v, new['metrics'].get(m)) for m, v in old['metrics'].items()}, logits=(old['logits']['sha256'], new['logits']['sha256']), weights=(old['upstream']['weights_sha256'], new['upstream']['weights_sha256']))
+                out += [dict(id=i, what=m, before=a, now=b) for m, (a, b) in same.items() if a != b]
+    return dict(compared=len(picked), differing=len({d['id'] for d in out}), differences=out)
 
 # %% ../nbs/32d_commands.ipynb #f49c1b85
 def make_report(file, records=None, figures=None) -> Path:

@@ -281,17 +281,18 @@ class Frozen(nn.Module):
     def prompted(self,
         prompt, # a module from images to canvases, with `place` and `around` where it only adds; or a list of them, of one kind, to train side by side
         x, # uint8 images [n, 3, size, size]
-        keep:int=2**28, # bytes that may be spent on keeping what all images put in
+        keep:int=2**28, # bytes a prompt that may be spent on keeping what all images put in
     ): # function: indices [B] (of a list also: which prompt, [B]) -> source logits [B, S], differentiable to the prompts
         "The images under the prompt as it is at each call; what the prompt does not change is computed once"
         prompts = prompt if isinstance(prompt, (list, tuple)) else [prompt]
         shared = self._shared(self.fast_net, prompts[0], x)
-        if not shared:
-            see = lambda i, p=None: prompt(x[i].float() / 255) if p is None else torch.cat([prompts[k](x[j:j + 1].float() / 255) for j, k in zip(i.tolist(), p.tolist())])
-            return lambda i, p=None: self(see(i, p))
+        def under(i, p): # canvases, in the order of `i`
+            if p is None: return prompts[0](x[i].float() / 255)
+            return torch.cat([prompts[k](x[i[p == k]].float() / 255) for k in p.unique()])[p.argsort(stable=True).argsort()]
+        if not shared: return lambda i, p=None: self(under(i, p))
         bases, enter, border = shared
         one = enter(x[:1])
-        kept = torch.cat([enter(b) for b in x.split(self.batch)]) if len(x) * one.numel() * one.element_size() <= keep else None
+        kept = torch.cat([enter(b) for b in x.split(self.batch)]) if len(x) * one.numel() * one.element_size() <= keep * len(prompts) else None
         return lambda i, p=None: border(bases(prompts), enter(x[i]) if kept is None else kept[i], p).float()
 
     @torch.no_grad()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'FULL_BATCH', 'DROPS', 'modes', 'default_batch', 'adam_drops', 'adam_cosine', 'sgd_cosine', 'Mode', 'Fit',
-           'Training']
+           'Training', 'epoch_together']
 
 # %% ../nbs/24a_training.ipynb #d0b1e7ef
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ class Mode:
     optimiser: callable = adam_drops
     lr: float = .01 # default
     prompt: str = 'border' # default, where it has one
+    together: callable = None # (frozen, target, trials, indices) -> a Fit each: trains trials of the same steps side by side
 
 modes = Registry('mode')
 
@@ -69,19 +70,35 @@ class Training:
         self.opt, self.schedule = modes[trial.mode].optimiser(params, trial, -(-len(labels) // trial.batch))
         self.order = rng('order', trial.target, trial.shots, trial.seed)
 
+    def batches(self):
+        "Indices of all images, in a new order"
+        return torch.randperm(len(self.labels), generator=self.order).to(self.labels.device).split(self.trial.batch)
+
     def epoch(self,
         see, # indices [B] -> what is seen of those images
         read, # what was seen -> logits [B, K]
         note=None, # (what was seen, labels): e.g. to count votes
     ):
         "Step through all images once, in a new order"
-        hits = 0
-        for i in torch.randperm(len(self.labels), generator=self.order).to(self.labels.device).split(self.trial.batch):
-            seen, y = see(i), self.labels[i]
-            logits = read(seen)
-            self.opt.zero_grad()
-            F.cross_entropy(logits, y).backward()
-            self.opt.step(); self.schedule.step()
-            if note: note(seen.detach(), y)
-            hits += (logits.argmax(1) == y).sum()
-        self.trace.append(hits.item() / len(self.labels))
+        epoch_together([self], lambda i, which: see(i), [read], [note])
+
+def epoch_together(
+    trainings:list, # of the same number of steps
+    see, # (indices [B] into the images of their trainings, which training [B] or None: there is one) -> what is seen of those images
+    reads:list, notes:list, # of each training, as for `Training.epoch`
+):
+    "An epoch of several trainings, all their batches of a step seen at once; each has its own loss, optimiser and order of images"
+    hits = [0] * len(trainings)
+    for batches in zip(*(t.batches() for t in trainings), strict=True):
+        n = [len(i) for i in batches]
+        which = None if len(n) == 1 else torch.arange(len(n), device=batches[0].device).repeat_interleave(torch.tensor(n, device=batches[0].device))
+        seen, labels = see(torch.cat(batches), which).split(n), [t.labels[i] for t, i in zip(trainings, batches)]
+        logits = [read(s) for read, s in zip(reads, seen)]
+        for t in trainings: t.opt.zero_grad()
+        sum(F.cross_entropy(l, y) for l, y in zip(logits, labels)).backward()
+        for k, t in enumerate(trainings):
+            t.opt.step(); t.schedule.step()
+            if notes[k]: notes[k](seen[k].detach(), labels[k])
+            hits[k] += (logits[k].argmax(1) == labels[k]).sum()
+    for t, h in zip(trainings, hits): t.trace.append(h.item() / len(t.labels))
+
