@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'BadInput', 'Registry', 'check_range', 'check_shots', 'as_list', 'root', 'data_path', 'writing',
            'write_atomic', 'sweep', 'progress', 'canonical', 'sha256', 'make_id', 'Setting', 'Trial', 'rng',
-           'seed_everything', 'set_threads', 'resolve_device', 'resolve_precision', 'machine', 'versions', 'git_state',
-           'Parameters']
+           'seed_everything', 'keep_memory', 'set_threads', 'resolve_device', 'resolve_precision', 'machine',
+           'versions', 'git_state', 'Parameters']
 
 # %% ../nbs/00_core.ipynb #477838f6
-import contextlib, hashlib, json, os, platform, random, re, subprocess, tempfile, typing, warnings
+import contextlib, ctypes, hashlib, json, os, platform, random, re, subprocess, tempfile, typing, warnings
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np, psutil, torch
@@ -198,12 +199,20 @@ def seed_everything(*name):
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #16a157f8
+@cache
+def keep_memory():
+    "Let the C library keep what tensors free, where it is glibc"
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)): mallopt(option, value) # malloc.h: M_MMAP_MAX, no block has a map of its own; M_TRIM_THRESHOLD and M_TOP_PAD, bytes: the heap grows in large steps and does not shrink
+
 def set_threads(n:int|None=None) -> int:
     "Use `n` threads: by default `VPSTUDY_THREADS`, else the cores this process may use"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     said = os.environ.get('VPSTUDY_THREADS') or str(cores)
     if not re.fullmatch(r'[1-9]\d*', said): raise BadInput(f'VPSTUDY_THREADS={said!r} is not allowed; give a whole number of cores, 1 or more')
     torch.set_num_threads(n or int(said))
+    keep_memory()
     return torch.get_num_threads()
 
 # %% ../nbs/00_core.ipynb #9517be1a
