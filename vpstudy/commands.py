@@ -69,13 +69,13 @@ def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, di
     done = [i for i in planned if i in found]
     if not done: raise BadInput(f'no trial of {str(file)!r} is done, so there is nothing to check; run it first')
     picked = [done[k] for k in sorted(torch.randperm(len(done), generator=rng('check', seed))[:n].tolist())]
-    out, groups = [], {} # (setting, those that ran side by side) -> what is picked of them
-    for i in picked: groups.setdefault((planned[i][0], tuple(found[i].get('together') or ['each alone'])), []).append(i)
+    out, groups = [], {} # (setting, those that ran side by side; none: each alone) -> what is picked of them
+    for i in picked: groups.setdefault((planned[i][0], tuple(found[i].get('together', ()))), []).append(i)
     with tempfile.TemporaryDirectory() as where:
         for k, ((setting, mates), ids) in enumerate(groups.items()):
-            alone, folder = mates == ('each alone',), Path(where)/str(k)/'records'
-            if lost := [] if alone else [m for m in mates if m not in planned]: out += [dict(id=i, what='not repeated: it ran beside what is not in this study', before=lost[0], now=None) for i in ids]; continue
-            run_setting(setting, [planned[i][1] for i in (ids if alone else mates)], folder, together=0 if alone else 10**9)
+            folder = Path(where)/str(k)/'records'
+            if lost := [m for m in mates if m not in planned]: out += [dict(id=i, what='not repeated: it ran beside what is not in this study', before=lost[0], now=None) for i in ids]; continue
+            run_setting(setting, [planned[i][1] for i in mates or ids], folder, together=10**9 if mates else 0)
             for i in ids:
                 old, new = found[i], read_record(folder/setting.id/f'{i}.json')
                 same = dict(**{m: (v, new['metrics'].get(m)) for m, v in old['metrics'].items()}, logits=(old['logits']['sha256'], new['logits']['sha256']), weights=(old['upstream']['weights_sha256'], new['upstream']['weights_sha256']))

@@ -109,7 +109,6 @@ def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index, **more) -> F
 for name, m in mappings.items():
     modes.register(name, learns='' if name == 'zero' else 'prompt', together=None if name == 'zero' else visual_prompts, prompted=True, updates=m.updates, one_to_one=m.one_to_one, cls=Mode)(visual_prompt)
 
-
 # %% ../nbs/24b_prompting.ipynb #14c3a459
 def swap_head(net:nn.Module, name:str, head:nn.Module):
     "Put `head` in the place of the layer `name`, in place; what stands before its input stands before the new one"

@@ -122,7 +122,6 @@ def _attempt(setting, target, trials, wanted, *rest):
     torch.cuda.empty_cache() # out here, where the error no longer holds what the group held
     return {id: why for t in wanted for id, why in _attempt(setting, target, [t], [t], *rest).items()} # which of them it was shows when each is alone
 
-
 # %% ../nbs/32_study.ipynb #40b9e3c8
 def _upstream(setting, records):
     "Compress now what is not yet compressed; what is known of the result"
@@ -177,4 +176,3 @@ def run_setting(
     finally: set_threads()
     if failed: raise BadInput(f'{len(failed)} of {len(todo)} trials failed, e.g. {next(iter(failed))}: {next(iter(failed.values()))}; all others have a record')
     return len(todo)
-

@@ -101,4 +101,3 @@ def epoch_together(
             if notes[k]: notes[k](seen[k].detach(), labels[k])
             hits[k] += (logits[k].argmax(1) == labels[k]).sum()
     for t, h in zip(trainings, hits): t.trace.append(h.item() / len(t.labels))
-

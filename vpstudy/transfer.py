@@ -99,7 +99,6 @@ def run_trial(frozen:Frozen, target:Target, trial:Trial) -> tuple: # (result, lo
     "Train and score one trial; the same trial twice gives the same result"
     return run_trials(frozen, target, [trial])[0]
 
-
 # %% ../nbs/25_transfer.ipynb #c7b32a5c
 ALIKE = 'target', 'splits_sha256', 'shots', 'epochs', 'batch', 'precision', 'split', 'prompt', 'size' # what trials share that train side by side
 
@@ -112,4 +111,3 @@ def grouped(
     for target, t in trials: kinds.setdefault((modes[t.mode].together or t, *(getattr(t, k) for k in ALIKE)), []).append((target, t))
     size = lambda kind: max(1, images // (kind[0][1].batch or 1))
     return [kind[k:k + size(kind)] for kind in kinds.values() for k in range(0, len(kind), size(kind))]
-
