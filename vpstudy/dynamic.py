@@ -12,7 +12,7 @@ import torch, torch.nn as nn
 from fastai.callback.core import CancelStepException
 from fastai.learner import Callback
 from .core import BadInput, rng
-from .sparsify import KEEP, SPARSE, Method, add_masks, current_weights, dropped, get_masks, hold, magnitude_masks, masked_form, methods, one_of, prunable, set_masks
+from .sparsify import KEEP, SPARSE, Method, add_masks, current_weights, dropped, get_masks, hold, least, magnitude_masks, masked_form, methods, one_of, prunable, set_masks
 
 # %% ../nbs/11a_dynamic.ipynb #1f35ba09
 def fresh(net:nn.Module) -> nn.Module:
@@ -72,9 +72,9 @@ def regrow(w, g, mask, share:float): # weight, dense gradient, mask -> new mask 
     n = int(share * int(kept.sum()))
     if n == 0 or kept.all(): return mask
     size = w.abs().flatten().masked_fill(~kept, math.inf)
-    kept[size.argsort(stable=True)[:n]] = False
+    kept[least(size, n)] = False
     pull = g.abs().flatten().masked_fill(kept, -1)
-    kept[pull.argsort(descending=True, stable=True)[:n]] = True
+    kept[least(-pull, n)] = True
     return kept.view_as(mask).to(mask.dtype)
 
 class RigLUpdates(Callback):
@@ -142,8 +142,7 @@ def lth(net, trainer, state, previous=None): # previous: the trained ticket of t
         had, w = get_masks(previous), current_weights(previous)
         ranked = {n: w[n].abs().masked_fill(had[n] == 0, -1) for n in w} # what was pruned stays pruned, also before a kept zero
         flat = torch.cat([v.flatten() for v in ranked.values()])
-        keep = torch.zeros_like(flat)
-        keep[flat.argsort(descending=True, stable=True)[:ticket_size(total, state)]] = 1
+        keep = least(-flat, ticket_size(total, state)).to(flat.dtype)
         masks = {n: m.view_as(w[n]) for n, m in zip(w, keep.split([v.numel() for v in w.values()]))}
     put = PutOn(masks)
     trainer.fit(net, [put], epochs=trainer.recipe.epochs)

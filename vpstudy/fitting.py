@@ -46,12 +46,12 @@ class Batches:
             yield x.contiguous(memory_format=torch.channels_last), self.labels[i].to(self.device)
 
 # %% ../nbs/02_fitting.ipynb #4faf4ebc
-def autocast(on:bool):
+def autocast():
     "A fastai callback: forward pass and loss in bf16 where the device has it in hardware"
     from fastai.learner import Callback # here and in `fit`: fastai takes seconds to import, and only training needs it
     class Autocast(Callback):
         def before_batch(self):
-            self.cast = torch.autocast(self.x.device.type, torch.bfloat16, enabled=on)
+            self.cast = torch.autocast(self.x.device.type, torch.bfloat16)
             self.cast.__enter__()
         def after_loss(self): self.cast.__exit__(None, None, None)
         def after_cancel_batch(self): self.cast.__exit__(None, None, None)
@@ -153,9 +153,9 @@ class Trainer:
         from fastai.optimizer import OptimWrapper
         seed_everything('fit', self.seed, len(self.history))
         valid, n = Batches(*self.valid, 500, self.normalise), epochs or self.recipe.epochs
-        on, memory = resolve_precision(self.recipe.precision, self.device) == 'bf16', remembering(self.partial, len(self.history))
+        memory, cast = remembering(self.partial, len(self.history)), [autocast()] if resolve_precision(self.recipe.precision, self.device) == 'bf16' else []
         learn = Learner(DataLoaders(self.batches(stream='fit'), valid, device=self.device), net.to(self.device, memory_format=torch.channels_last), nn.CrossEntropyLoss(),
-                        partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=agreement, cbs=[autocast(on), memory, *cbs, *self.cbs])
+                        partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=agreement, cbs=[*cast, memory, *cbs, *self.cbs])
         with learn.no_logging(): learn.fit_one_cycle(n, lr or self.recipe.lr, wd=self.recipe.wd, pct_start=peak, start_epoch=memory.done)
         if self.teacher is not None: reestimate_bn(net, self.batches(1000), self.teacher)
         self.history.append(memory.rows)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RANKED', 'methods', 'KEEP', 'SPARSE', 'prunable', 'density', 'Mask', 'add_masks', 'get_masks', 'set_masks', 'hold',
-           'bake', 'layer_counts', 'smallest', 'erk_counts', 'lamp_scores', 'kept_layers', 'dropped', 'magnitude_masks',
-           'Method', 'one_of', 'masked_form', 'dense', 'current_weights', 'oneshot', 'cubic', 'GradualPruning', 'gmp',
-           'nm_mask', 'nm_layers', 'nm']
+           'bake', 'layer_counts', 'least', 'smallest', 'erk_counts', 'lamp_scores', 'kept_layers', 'dropped',
+           'magnitude_masks', 'Method', 'one_of', 'masked_form', 'dense', 'current_weights', 'oneshot', 'cubic',
+           'GradualPruning', 'gmp', 'nm_mask', 'nm_layers', 'nm']
 
 # %% ../nbs/11_sparsify.ipynb #45464974
 import math
@@ -70,11 +70,17 @@ def layer_counts(sizes:list, total:int) -> list:
     for i in sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])[:total - sum(counts)]: counts[i] += 1
     return counts
 
+def least(v, k:int) -> torch.Tensor: # [n] -> bool [n]
+    "The `k` smallest entries; of equal ones, the first"
+    if k == 0: return torch.zeros_like(v, dtype=torch.bool)
+    bound = v.kthvalue(k).values # a fifth of the time of sorting, and masks are made often
+    low = v < bound
+    low[(v == bound).nonzero().flatten()[:k - int(low.sum())]] = True
+    return low
+
 def smallest(w, k:int): # mask like `w` with `k` zeros
     "Zeros for the `k` entries of smallest magnitude; of equal ones, the first"
-    mask = torch.ones(w.numel(), device=w.device)
-    mask[w.abs().flatten().argsort(stable=True)[:k]] = 0
-    return mask.view_as(w)
+    return (~least(w.abs().flatten(), k)).float().view_as(w)
 
 def erk_counts(shapes:list, total:int) -> list: # kept weights a layer, exact sum
     "Erdos-Renyi-Kernel (Evci et al. 2020): a layer keeps in proportion to the sum of its shape, and never more than it has"
