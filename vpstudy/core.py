@@ -228,7 +228,7 @@ def resolve_precision(precision:str='auto', device:torch.device|str='cpu') -> st
     if precision not in ('auto', 'fp32', 'bf16'): raise BadInput(f'precision {precision!r} is unknown; choose one of: auto, fp32, bf16')
     if precision != 'auto': return precision
     if torch.device(device).type == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32'
-    return 'bf16' if 'amx_bf16' in _cpu_flags() else 'fp32'
+    return 'bf16' if _cpu_flags() & {'amx_bf16', 'avx512_bf16'} else 'fp32'
 
 # %% ../nbs/00_core.ipynb #c1560811
 def _cpu_flags() -> set:
