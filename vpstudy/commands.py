@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from .core import BadInput, as_list, rng, root, write_atomic
 from .cluster import execute, job_script, run_study
-from .costs import Rates, cost_table, scaling
+from .costs import Rates, cost_table, cost_tables, scaling
 from .plan import plan_study, read_study
 from .records import mixed, read_failures, read_record, records_path
 from .report import cells_html, page, write_contents, write_site
@@ -24,8 +24,8 @@ import torch
 def study_plan(file, records=None, split:bool=False, tflops:float|None=None) -> dict: # settings, trials, done, hours, ...
     "How much a study is: trials, hours of one worker for what is left, and on 1, 8, 64 workers"
     plan, (found, bad) = plan_study(file), read_all(records)
-    rates, done = Rates(found, tflops), {r['id'] for r in found}
-    table, more = cost_table(plan, rates, done, split), scaling(plan, rates, done)
+    tables = cost_tables(plan, Rates(found, tflops), {r['id'] for r in found})
+    table, more = tables['target' if split else 'setting'], scaling(tables)
     return dict(settings=len(plan), trials=int(table.trials.sum()), done=int(table.done.sum()), hours=float(table.hours.sum()), excluded=sum(p.excluded for p in plan),
                 unresolved=[dict(setting=p.label, reason=p.unresolved) for p in plan if p.unresolved], jobs=table.to_dict('records'), workers=more.to_dict('records'), left_out=bad)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PASSES', 'CLIP', 'TFLOPS', 'STEP', 'START', 'kind', 'work', 'point_work', 'gmacs', 'Rates', 'jobs', 'cost_table',
-           'makespan', 'scaling']
+           'makespan', 'cost_tables', 'scaling']
 
 # %% ../nbs/32b_costs.ipynb #b7a13f48
 import heapq, math
@@ -118,10 +118,14 @@ def makespan(hours, workers:int) -> float:
     for h in sorted(hours, reverse=True): heapq.heapreplace(free, free[0] + h)
     return max(free)
 
-def scaling(plan:list, rates:Rates, done=frozenset(), workers=(1, 8, 64)) -> pd.DataFrame: # a row a way to split and number of workers
+def cost_tables(plan:list, rates:Rates, done=frozenset()) -> dict: # 'setting', 'target' -> `cost_table` with a job of each
+    "Both ways to share a plan among workers"
+    return {each: cost_table(plan, rates, done, each == 'target') for each in ('setting', 'target')}
+
+def scaling(tables:dict, workers=(1, 8, 64)) -> pd.DataFrame: # tables: of `cost_tables` -> a row a way to split and number of workers
     "Hours and efficiency (0 to 1) on some numbers of workers; `limit`: workers beyond which it gets no faster"
     rows = []
-    for split in (False, True):
-        hours = cost_table(plan, rates, done, split).hours
-        if hours.sum(): rows += [dict(split='target' if split else 'setting', workers=w, hours=(h := makespan(hours, w)), efficiency=hours.sum() / h / w, longest=hours.max(), limit=math.ceil(hours.sum() / hours.max())) for w in workers]
+    for split, table in tables.items():
+        hours = table.hours
+        if hours.sum(): rows += [dict(split=split, workers=w, hours=(h := makespan(hours, w)), efficiency=hours.sum() / h / w, longest=hours.max(), limit=math.ceil(hours.sum() / hours.max())) for w in workers]
     return pd.DataFrame(rows)
