@@ -136,6 +136,7 @@ def has(raw:Raw, *patterns) -> bool: return all(any(re.search(p, k) for k in raw
 
 # %% ../nbs/13_checkpoints.ipynb #8e997415
 class SparseML:
+    "Neural Magic's ResNets, pruned"
     def seen(raw): return has(raw, r'^input\.conv\.weight$', r'^sections\.0\.0\.')
     def translate(raw):
         if q := [k for k in raw.state if re.search(r'fake_quant|observer|zero_point|weight_scale|activation_post_process', k)]: raise BadInput(f'{raw.path}: a quantized SparseML model ({q[0]}); only its pruned, unquantized form can be loaded')
@@ -256,6 +257,7 @@ def read_net(path:Path) -> Raw:
     return Raw(state, 'deep_compression', [], {}, path)
 
 class DeepCompression:
+    "SqueezeNet 1.0, pruned and quantized to 8 bits by Deep Compression"
     def seen(raw): # by content: each layer's weights are zero or one of 256 values (the first layer's were scaled by channel)
         return has(raw, r'^features\.3\.squeeze\.weight$') and all(len(v.unique()) <= 257 for k, v in raw.state.items() if v.ndim == 4 and k != 'features.0.weight')
     def translate(raw): return Translated('squeezenet1_0_dc', raw.state, bits={k.removesuffix('.weight'): 8 for k, v in raw.state.items() if v.ndim == 4})
@@ -263,11 +265,13 @@ dialects['deep_compression'] = DeepCompression
 
 # %% ../nbs/13_checkpoints.ipynb #c6c8e4b1
 class TorchVision:
+    "torchvision's ResNets"
     def seen(raw): return has(raw, r'^layer1\.0\.conv1\.weight$', r'^fc\.weight$')
     def translate(raw): return finish(raw, raw.state)
 dialects['torchvision'] = TorchVision
 
 class SqueezeNet:
+    "torchvision's SqueezeNet 1.0"
     def seen(raw): return has(raw, r'^features\.3\.squeeze\.weight$')
     def translate(raw): return Translated('squeezenet1_0', raw.state)
 dialects['torchvision_squeezenet'] = SqueezeNet

@@ -84,7 +84,8 @@ def remembering(path:Path|None, part:int): # part: which training of several thi
     return Remembering()
 
 # %% ../nbs/02_fitting.ipynb #6f22958e
-def norms(net:nn.Module) -> dict: # name -> BatchNorm
+def norms(net:nn.Module) -> dict:
+    "name -> BatchNorm, in the order of the network"
     return {n: m for n, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
 
 @torch.no_grad()

@@ -59,7 +59,8 @@ class BorderPrompt(AddedPrompt):
 
     def around(self): return self.program.sigmoid() * self.mask # a picture like any other: values 0 to 1
 
-def check_border(canvas, size):
+def check_border(canvas:int, size:int|None):
+    "`BadInput` where an image of `size` pixels leaves no border on the canvas"
     if size is None or not 0 < size < canvas: raise BadInput(f'size={size!r} leaves no border; give a whole number of pixels from 1 to {canvas - 1} (the canvas has {canvas})')
 
 # %% ../nbs/21_prompts.ipynb #f60569b4
@@ -78,7 +79,8 @@ class AdditivePrompt(AddedPrompt):
         if canvas is None: raise BadInput("size=None is not enough for prompt 'additive' without a model; give the edge of the middle that stays free, in pixels")
         return canvas - 2 * round(canvas * 30 / 224)
 
-def no_size(name, size):
+def no_size(name:str, size:int|None):
+    "`BadInput` where a size is given to a prompt that has none"
     if size is not None: raise BadInput(f'size={size!r} is not allowed: with prompt {name!r} the image fills the canvas; leave size out')
 
 @prompts.register('watermark')

@@ -11,7 +11,8 @@ from functools import cache
 import torch, torch.nn as nn
 
 # %% ../nbs/12_quantize.ipynb #61812707
-def levels(bits:int, signed:bool) -> tuple: # (lowest, highest code)
+def levels(bits:int, signed:bool) -> tuple:
+    "(lowest, highest code)"
     return (-2**(bits - 1), 2**(bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 @cache

@@ -62,9 +62,12 @@ def add_quantizers(net:nn.Module, bits:int) -> nn.Module:
     return net
 
 # %% ../nbs/12a_quantizers.ipynb #a76dd1d4
-def largest(x, bits, signed): return x.abs().amax(1).clamp(min=1e-8) / levels(bits, signed)[1]
+def largest(x, bits:int, signed:bool): # x: [channels, n] -> [channels]
+    "The step that clips no number of a row"
+    return x.abs().amax(1).clamp(min=1e-8) / levels(bits, signed)[1]
 
-def most(x, bits, signed, share=.999):
+def most(x, bits:int, signed:bool, share:float=.999):
+    "The step that clips no more than `1 - share` of the numbers of a row"
     k = max(1, round(share * x.shape[1]))
     return x.abs().kthvalue(k, 1).values.clamp(min=1e-8) / levels(bits, signed)[1]
 
@@ -96,7 +99,9 @@ def calibrate(net:nn.Module, batches, observer:str='mse', n:int=256): # n: image
         if done >= n: break
     for q in inputs: q.start(torch.cat(q.seen), observer); q.seen = None
 
-def quantized_form(net, tensors, bits, **params): add_quantizers(net, bits)
+def quantized_form(net, tensors, bits, **params):
+    "Quantizers on every layer, as `ptq` and `lsq` leave them"
+    add_quantizers(net, bits)
 
 BITS = one_of('bits', 8, 4, 3, 2)
 

@@ -157,7 +157,9 @@ def one_of(name:str, *known): # a check for parameters
 KEEP = one_of('keep', 'none', 'first', 'ends')
 SPARSE = dict(sparsity=(.9, _sparsity), distribution=('global', one_of('distribution', 'global', 'lamp', 'layerwise', 'erk')), keep=('none', KEEP))
 
-def masked_form(net, tensors, **params): add_masks(net)
+def masked_form(net, tensors, **params):
+    "A mask on every prunable weight, as sparsifiers leave them"
+    add_masks(net)
 
 @methods.register('dense', cls=Method)
 def dense(net, trainer):

@@ -110,7 +110,9 @@ def add_steps(net:nn.Module, bits:int) -> nn.Module:
         if not name.startswith('blocks.'): quantize_layer(m, WeightSteps(8), ActSteps(8))
     return net
 
-def steps_form(net, tensors, bits): add_steps(net, bits)
+def steps_form(net, tensors, bits):
+    "VVT's quantizers, as `vvt` leaves them"
+    add_steps(net, bits)
 
 # %% ../nbs/12b_vvt.ipynb #bda2b97b
 def unrest(w, step, lo:int, hi:int):
