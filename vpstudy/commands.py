@@ -96,7 +96,7 @@ def make_report(file, records=None, figures=None) -> Path:
         out = records_path(records).parent/'reports'/study/f'{name}.ipynb'
         try: execute(f'{name}.ipynb', out, dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures))); done.append(out)
         except PapermillExecutionError as e: # one page that cannot be drawn does not take the others with it
-            if not study: raise
+            if not study: raise BadInput(f'{name}.ipynb stopped with {e.ename}: {e.evalue}') from None
             failed[name] = f'{e.ename}: {e.evalue}'
     if not study: return write_atomic(figures/f'{names[0]}.html', page(*cells_html(done[0]), {}, ''))
     index = write_site(done, figures, failed)
@@ -146,7 +146,6 @@ def _shown(out:dict) -> str:
 def main(argv=None):
     "The console script `vpstudy_study`"
     a = _parser().parse_args(argv)
-    from papermill.exceptions import PapermillExecutionError
     try:
         if a.command == 'script': print(job_script(a.file)); return
         out = dict(plan=lambda: study_plan(a.file, a.records, a.split == 'target', a.tflops), run=lambda: _run(a), status=lambda: study_status(a.file, a.records),
@@ -154,7 +153,6 @@ def main(argv=None):
                    pack=lambda: pack(a.file, a.records), unpack=lambda: unpack(a.file, a.records))[a.command]()
     except BadInput as e: sys.exit(f'vpstudy_study: {e}')
     except OSError as e: sys.exit(f'vpstudy_study: {e.strerror or e} ({e.filename}); finished trials are kept')
-    except PapermillExecutionError as e: sys.exit(f'vpstudy_study: a notebook stopped with {e.ename}: {e.evalue}')
     except KeyboardInterrupt: sys.exit('vpstudy_study: stopped; finished trials are kept, so run again to go on')
     print(json.dumps(out) if a.json else _shown(out))
     if a.command == 'run' and out['missing'] or out.get('differing'): sys.exit(1)
