@@ -200,6 +200,7 @@ def main():
     p.add_argument('--light', action='store_true', help='what CI runs: under a minute')
     p.add_argument('only', nargs='*', help='names of the functions to run, e.g. two_at_once')
     a = p.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler) # a background job of a shell ignores it, and so would all that it starts
     REFERENCE = TMP/'calm'/'records'
     t = time.time(); rc, said = run(REFERENCE); CALM = time.time() - t
     assert rc == 0, said

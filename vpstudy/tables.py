@@ -34,10 +34,11 @@ def pack(
     if out.suffix != '.parquet': raise BadInput(f'{str(out)!r} is not the name of a table; give one that ends in .parquet')
     found, bad = read_records(where)
     rows, kept = {}, {row['id']: row for path in table_files(where) for row in read_table(path)[0]}
+    seen = {**({row['id']: row for row in read_table(out)[0]} if out.exists() else {}), **kept} # the table that is replaced knows the images of what was unpacked from it
     for record in found:
         try: rows[record['id']] = dict(id=record['id'], record=record, **_images(record, folder))
         except BadInput as e: bad.append(str(e)); continue
-        if rows[record['id']]['correct'] is None and record['id'] in kept: rows[record['id']] = kept[record['id']]
+        if rows[record['id']]['correct'] is None and record['id'] in seen: rows[record['id']] = seen[record['id']]
     rows = sorted({**kept, **rows}.values(), key=lambda row: row['id'])
     if not rows: raise BadInput(f'{folder} holds no record to pack' + (f'; {bad[0]}' if bad else ''))
     table = as_table([row['record'] for row in rows]).astype({'shots': str})
