@@ -164,10 +164,10 @@ def run_setting(
     workers = workers or (cores if small else 1)
     _frozen.cache_clear()
     try:
-        upstream = _upstream(setting, records) # all cores train it, if it has to be trained
+        if small: set_threads(1) # also where it has to be trained first: more threads sum in another order, and it would be another network
+        upstream = _upstream(setting, records)
         check_same_weights(setting, upstream, records)
         calls = _calls(setting, trials, todo, together, records, device, upstream)
-        if workers == 1 and small: set_threads(1)
         done = in_processes(_attempt, calls, workers) if workers > 1 else ((c, _attempt(*c)) for c in calls)
         for trial, why in progress(((t.id(setting), why) for (_, _, _, wanted, *_), why in done for t in wanted), 'trials', total=len(todo)):
             n += 1
