@@ -235,4 +235,5 @@ class GlyphsModel:
         return self.backbone(net, dict(note['upstream'], seconds=note['seconds'], history=note['history'], weights_sha256=net_sha256(net)))
 
 backbones['glyphs_resnet'] = GlyphsModel('glyphs_resnet', partial(GlyphsNet, len(GLYPHS)), Recipe(), tune=Recipe(epochs=3, lr=1e-2, batch=64))
-backbones['glyphs_smoke'] = GlyphsModel('glyphs_smoke', partial(GlyphsNet, len(GLYPHS), (8, 16, 16)), Recipe(images=940, epochs=1, batch=94), tune=Recipe(images=940, epochs=1, batch=94), n_test=235)
+backbones['glyphs_smoke'] = GlyphsModel('glyphs_smoke', partial(GlyphsNet, len(GLYPHS), (8, 16, 16)), Recipe(images=940, epochs=1, batch=94),
+                                        tune=Recipe(images=940, epochs=1, batch=94), n_test=235)

@@ -121,5 +121,6 @@ def metrics(
     "Every metric of a record"
     right = confidence(logits, labels)[1]
     return dict(accuracy=right.mean().item(), ece=ece(logits, labels), ece_adaptive=ece_adaptive(logits, labels), ece_classwise=ece_classwise(logits, labels),
-                nll=nll(logits, labels), brier=brier(logits, labels), **score_parts(logits, labels), legacy_ece=legacy_ece(logits, labels, legacy_batch), legacy_batch=legacy_batch,
+                nll=nll(logits, labels), brier=brier(logits, labels), **score_parts(logits, labels),
+                legacy_ece=legacy_ece(logits, labels, legacy_batch), legacy_batch=legacy_batch,
                 ece_temperature=None if temperature is None else ece(logits.double() / temperature, labels), temperature=temperature)

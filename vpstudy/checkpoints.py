@@ -42,7 +42,9 @@ def read_any(path:Path): # -> what the file holds
     except BadInput: raise
     except Exception as e: # a damaged file makes readers raise anything
         asked = re.search(r'(?i)unsupported (?:global: )?GLOBAL (\S+)|Trying to (?:instantiate|call reduce for) (?:unrecognized class |unsupported function |function )?(\S+)', str(e))
-        if asked: raise BadInput(f'{path}: refused, because loading it would call {next(filter(None, asked.groups()))}; a file of weights needs no code. Save its state dict alone, e.g. as safetensors') from None
+        if asked:
+            raise BadInput(f'{path}: refused, because loading it would call {next(filter(None, asked.groups()))}; a file of weights needs no code. '
+                           'Save its state dict alone, e.g. as safetensors') from None
         why = (re.search(r'WeightsUnpickler error: (.*)', str(e)) or re.match(r'(?!Weights only)(.*)', str(e)) or [0, type(e).__name__])[1]
         raise BadInput(f'{path}: not a file of weights that can be read (safetensors, npz, or what torch.save writes), or damaged: {why.strip()[:150] or type(e).__name__}') from None
 
@@ -65,12 +67,14 @@ def unwrap(held, path) -> Raw:
     if isinstance(held, dict):
         for key in CONTAINERS:
             if isinstance(held.get(key), dict): container, extra, held = key, {k: v for k, v in held.items() if k != key}, held[key]; break
-    if not isinstance(held, dict) or not held or not all(isinstance(k, str) for k in held): raise BadInput(f'{path}: holds no state dict (a {type(held).__name__}{", empty" if isinstance(held, dict) else ""}); give a file of named tensors')
+    if not isinstance(held, dict) or not held or not all(isinstance(k, str) for k in held):
+        raise BadInput(f'{path}: holds no state dict (a {type(held).__name__}{", empty" if isinstance(held, dict) else ""}); give a file of named tensors')
     state = {k: v for k, v in held.items() if isinstance(v, torch.Tensor)}
     if odd := [k for k in held if k not in state]: extra = {**extra, **{k: held[k] for k in odd}}
     if not state: raise BadInput(f'{path}: holds no tensors, only {", ".join([*held][:5])}')
     prefixes = []
-    while p := next((p for p in PREFIXES if any(k.startswith(p) for k in state) and all(k.startswith(p) or k.startswith('mask_model___') for k in state)), None):
+    while p := next((p for p in PREFIXES if any(k.startswith(p) for k in state)
+                     and all(k.startswith(p) or k.startswith('mask_model___') for k in state)), None):
         state = {k.removeprefix(p): v for k, v in state.items()}
         prefixes.append(p)
     beside = {k: v for k, v in extra.items() if 'mask' in k and isinstance(v, dict) and v}
@@ -79,7 +83,8 @@ def unwrap(held, path) -> Raw:
 
 def plain_names(masks:dict, path) -> dict: # name of the weight -> tensor
     "Masks under the names of their weights, without prefixes and endings"
-    if not isinstance(masks, dict) or not masks or not all(isinstance(v, torch.Tensor) for v in masks.values()): raise BadInput(f'{path}: holds no masks; give a file of named tensors of 0 and 1')
+    if not isinstance(masks, dict) or not masks or not all(isinstance(v, torch.Tensor) for v in masks.values()):
+        raise BadInput(f'{path}: holds no masks; give a file of named tensors of 0 and 1')
     return {re.sub(r'^((module|model|_orig_mod)\.)+', '', k).removesuffix('_mask'): v for k, v in masks.items()}
 
 # %% ../nbs/13_checkpoints.ipynb #210db71d
@@ -139,8 +144,11 @@ class SparseML:
     "Neural Magic's ResNets, pruned"
     def seen(raw): return has(raw, r'^input\.conv\.weight$', r'^sections\.0\.0\.')
     def translate(raw):
-        if q := [k for k in raw.state if re.search(r'fake_quant|observer|zero_point|weight_scale|activation_post_process', k)]: raise BadInput(f'{raw.path}: a quantized SparseML model ({q[0]}); only its pruned, unquantized form can be loaded')
-        return finish(raw, rename(raw.state, [(r'^input\.conv\.', 'conv1.'), (r'^input\.bn\.', 'bn1.'), (r'^sections\.(\d)\.', lambda m: f'layer{int(m[1]) + 1}.'), (r'\.identity\.conv\.', '.downsample.0.'), (r'\.identity\.bn\.', '.downsample.1.'), (r'^classifier\.fc\.', 'fc.')]))
+        if q := [k for k in raw.state if re.search(r'fake_quant|observer|zero_point|weight_scale|activation_post_process', k)]:
+            raise BadInput(f'{raw.path}: a quantized SparseML model ({q[0]}); only its pruned, unquantized form can be loaded')
+        return finish(raw, rename(raw.state, [(r'^input\.conv\.', 'conv1.'), (r'^input\.bn\.', 'bn1.'),
+                                              (r'^sections\.(\d)\.', lambda m: f'layer{int(m[1]) + 1}.'), (r'\.identity\.conv\.', '.downsample.0.'),
+                                              (r'\.identity\.bn\.', '.downsample.1.'), (r'^classifier\.fc\.', 'fc.')]))
 dialects['sparseml'] = SparseML
 
 # %% ../nbs/13_checkpoints.ipynb #c4d0b967
@@ -154,11 +162,13 @@ class IST:
         for k, m in raw.state.items():
             if not k.endswith('_mask'): continue
             name = re.sub(r'\._(weight|bias)_mask$', r'.\1', bare(k))
-            if name in masks and masks[name].shape != m.shape: raise BadInput(f'{raw.path}: two masks of {name!r} have shapes {tuple(masks[name].shape)} and {tuple(m.shape)}')
+            if name in masks and masks[name].shape != m.shape:
+                raise BadInput(f'{raw.path}: two masks of {name!r} have shapes {tuple(masks[name].shape)} and {tuple(m.shape)}')
             if not ((m == 0) | (m == 1)).all(): raise BadInput(f'{raw.path}: the mask of {name!r} holds values other than 0 and 1')
             masks[name] = masks[name] * m if name in masks else m
         wrapped = [bare(k) for k in raw.state if k.endswith('._layer.weight')]
-        if lost := [k for k in wrapped if k not in masks]: raise BadInput(f'{raw.path}: {lost[0]!r} is wrapped but has no mask; without it the layer would be dense')
+        if lost := [k for k in wrapped if k not in masks]:
+            raise BadInput(f'{raw.path}: {lost[0]!r} is wrapped but has no mask; without it the layer would be dense')
         return finish(raw, apply_masks(raw, state, masks))
 dialects['ist_wrapped'] = IST
 
@@ -174,7 +184,9 @@ class RigL:
     "RigL's ResNet-50, converted from TensorFlow: other names, and its padding"
     def seen(raw): return has(raw, r'^initial_conv\.conv\.weight$')
     def translate(raw):
-        out = finish(raw, rename(raw.state, [(r'^initial_conv\.conv\.', 'conv1.'), (r'^initial_conv\.bn\.', 'bn1.'), (r'^(layer\d)\.block\.', r'\1.'), (r'\.(conv)(\d)\.conv\.', r'.conv\2.'), (r'\.conv(\d)\.bn\.', r'.bn\1.'), (r'\.shortcut\.conv\.', '.downsample.0.'), (r'\.shortcut\.bn\.', '.downsample.1.')]))
+        out = finish(raw, rename(raw.state, [(r'^initial_conv\.conv\.', 'conv1.'), (r'^initial_conv\.bn\.', 'bn1.'), (r'^(layer\d)\.block\.', r'\1.'),
+                                             (r'\.(conv)(\d)\.conv\.', r'.conv\2.'), (r'\.conv(\d)\.bn\.', r'.bn\1.'),
+                                             (r'\.shortcut\.conv\.', '.downsample.0.'), (r'\.shortcut\.bn\.', '.downsample.1.')]))
         if out.architecture != 'resnet50': raise BadInput(f'{raw.path}: RigL in this form is a ResNet-50, this is a {out.architecture}')
         out.architecture = 'resnet50_rigl'
         return out
@@ -183,12 +195,15 @@ dialects['rigl'] = RigL
 # %% ../nbs/13_checkpoints.ipynb #b01ffdf1
 class STR:
     "Soft threshold reparametrization (Kusupati et al. 2020): weights shrunk by the sigmoid of a learned threshold, the classifier a 1 x 1 convolution"
-    def seen(raw): return has(raw, r'(^|\.)sparseThreshold$') or (has(raw, r'^layer1\.0\.conv1\.weight$') and getattr(raw.state.get('fc.weight'), 'ndim', 2) == 4)
+    def seen(raw):
+        return has(raw, r'(^|\.)sparseThreshold$') or (has(raw, r'^layer1\.0\.conv1\.weight$') and getattr(raw.state.get('fc.weight'), 'ndim', 2) == 4)
     def translate(raw):
         t = {k.removesuffix('.sparseThreshold') + '.weight': v for k, v in raw.state.items() if k.endswith('.sparseThreshold')}
         if lost := [k for k in t if k not in raw.state]: raise BadInput(f'{raw.path}: a threshold is for {lost[0]!r}, which the file does not hold')
-        if bad := [k for k, v in t.items() if v.numel() != 1 or not v.isfinite().all()]: raise BadInput(f'{raw.path}: the threshold of {bad[0]!r} is not one finite number')
-        state = {k: v.sign() * (v.abs() - t[k].flatten()[0].sigmoid()).relu() if k in t else v for k, v in raw.state.items() if not k.endswith('.sparseThreshold')}
+        if bad := [k for k, v in t.items() if v.numel() != 1 or not v.isfinite().all()]:
+            raise BadInput(f'{raw.path}: the threshold of {bad[0]!r} is not one finite number')
+        state = {k: v.sign() * (v.abs() - t[k].flatten()[0].sigmoid()).relu() if k in t else v for k, v in raw.state.items()
+                 if not k.endswith('.sparseThreshold')}
         if 'fc.weight' not in state: raise BadInput(f"{raw.path}: no 'fc.weight'")
         state['fc.weight'] = state['fc.weight'].flatten(1)
         state.setdefault('fc.bias', torch.zeros(len(state['fc.weight'])))
@@ -215,8 +230,11 @@ class OpenLTH:
         buffers = {k.removeprefix('mask_').replace('___', '.'): v for k, v in raw.state.items() if k.startswith('mask_model___')}
         masks = raw.mask or (plain_names(buffers, raw.path) if buffers else {})
         state = {k: v for k, v in raw.state.items() if not k.startswith('mask_model___')}
-        if not masks and all((v != 0).any() and (v == 0).double().mean() < .01 for k, v in state.items() if v.ndim > 1): raise BadInput(f'{raw.path}: a lottery ticket without its mask: no tensor in it is sparse; give the mask file as well, once: vpstudy_checkpoint convert FILE MASK OUT.safetensors')
-        if masks and (lost := [k for k, v in state.items() if v.ndim > 1 and k not in masks]): raise BadInput(f'{raw.path}: {lost[0]!r} has no mask; a ticket has one for every weight')
+        if not masks and all((v != 0).any() and (v == 0).double().mean() < .01 for k, v in state.items() if v.ndim > 1):
+            raise BadInput(f'{raw.path}: a lottery ticket without its mask: no tensor in it is sparse; '
+                           'give the mask file as well, once: vpstudy_checkpoint convert FILE MASK OUT.safetensors')
+        if masks and (lost := [k for k, v in state.items() if v.ndim > 1 and k not in masks]):
+            raise BadInput(f'{raw.path}: {lost[0]!r} has no mask; a ticket has one for every weight')
         return finish(raw, apply_masks(raw, state, masks))
 dialects['open_lth'] = OpenLTH
 
@@ -245,21 +263,24 @@ def read_net(path:Path) -> Raw:
         codebook, bias = take(256, np.float32), take(shape[0], np.float32)
         code, gaps = take(n, np.uint8), take((n + 1) // 2, np.uint8)
         place = np.cumsum(np.stack([gaps % 16, gaps // 16], 1).ravel()[:n].astype(int) + 1) - 1
-        if n and place[-1] >= np.prod(shape): raise BadInput(f'{path}: layer {name} reaches beyond its {np.prod(shape)} weights; the file is damaged, or not of SqueezeNet')
+        if n and place[-1] >= np.prod(shape):
+            raise BadInput(f'{path}: layer {name} reaches beyond its {np.prod(shape)} weights; the file is damaged, or not of SqueezeNet')
         w = np.zeros(np.prod(shape), np.float32)
         w[place] = codebook[code]
         state[f'{name}.weight'], state[f'{name}.bias'] = torch.from_numpy(w.reshape(shape)), torch.from_numpy(bias.copy())
     if at != len(data): raise BadInput(f'{path}: {len(data) - at} bytes are left over; the file is not of SqueezeNet')
     mean, std = (torch.tensor(v).double()[None, :, None, None] for v in backbones['squeezenet1_0'].norm)
     w = state['features.0.weight'].flip(1).double() # BGR -> RGB
-    state['features.0.bias'] = (state['features.0.bias'] + (w * (255 * mean - torch.tensor(CAFFE_MEAN[::-1]).double()[None, :, None, None])).sum((1, 2, 3))).float()
+    state['features.0.bias'] = (state['features.0.bias']
+                                + (w * (255 * mean - torch.tensor(CAFFE_MEAN[::-1]).double()[None, :, None, None])).sum((1, 2, 3))).float()
     state['features.0.weight'] = (w * 255 * std).float()
     return Raw(state, 'deep_compression', [], {}, path)
 
 class DeepCompression:
     "SqueezeNet 1.0, pruned and quantized to 8 bits by Deep Compression"
     def seen(raw): # by content: each layer's weights are zero or one of 256 values (the first layer's were scaled by channel)
-        return has(raw, r'^features\.3\.squeeze\.weight$') and all(len(v.unique()) <= 257 for k, v in raw.state.items() if v.ndim == 4 and k != 'features.0.weight')
+        return has(raw, r'^features\.3\.squeeze\.weight$') and all(len(v.unique()) <= 257 for k, v in raw.state.items()
+                                                                   if v.ndim == 4 and k != 'features.0.weight')
     def translate(raw): return Translated('squeezenet1_0_dc', raw.state, bits={k.removesuffix('.weight'): 8 for k, v in raw.state.items() if v.ndim == 4})
 dialects['deep_compression'] = DeepCompression
 
@@ -301,7 +322,8 @@ class Checkpoint:
         return net.eval()
 
     def layers(self) -> list: # dicts: name, shape, density, bits
-        return [dict(name=k.removesuffix('.weight'), shape=[*v.shape], density=float(v.count_nonzero() / v.numel()), bits=self.translated.bits.get(k.removesuffix('.weight'), 32)) for k, v in self.weights().items()]
+        return [dict(name=k.removesuffix('.weight'), shape=[*v.shape], density=float(v.count_nonzero() / v.numel()),
+                     bits=self.translated.bits.get(k.removesuffix('.weight'), 32)) for k, v in self.weights().items()]
 
     def weights(self) -> dict:
         "Prunable weights: of convolutions and linear layers"
@@ -314,16 +336,21 @@ class Checkpoint:
 def check_fits(net:nn.Module, t:Translated, path) -> set: # names of the prunable weights
     "`BadInput` unless every name and shape of `t` is that of `net` and every number is one"
     own = net.state_dict()
-    for k in [k for k in own if k.endswith('num_batches_tracked') and k not in t.state]: t.state[k] = torch.tensor(0) # a counter that old files lack; nothing is computed with it
-    if lost := [k for k in own if k not in t.state]: raise BadInput(f'{path}: incomplete for {t.architecture}: {len(lost)} tensors are missing, first {lost[0]!r}')
-    if strange := [k for k in t.state if k not in own]: raise BadInput(f'{path}: {len(strange)} tensors have no place in {t.architecture}, first {strange[0]!r}')
+    for k in [k for k in own if k.endswith('num_batches_tracked') and k not in t.state]:
+        t.state[k] = torch.tensor(0) # a counter that old files lack; nothing is computed with it
+    if lost := [k for k in own if k not in t.state]:
+        raise BadInput(f'{path}: incomplete for {t.architecture}: {len(lost)} tensors are missing, first {lost[0]!r}')
+    if strange := [k for k in t.state if k not in own]:
+        raise BadInput(f'{path}: {len(strange)} tensors have no place in {t.architecture}, first {strange[0]!r}')
     for k, v in t.state.items():
         if v.shape != own[k].shape: raise BadInput(f'{path}: {k!r} has shape {tuple(v.shape)}, {t.architecture} has {tuple(own[k].shape)}')
-        if v.is_sparse or v.is_quantized or v.is_floating_point() != own[k].is_floating_point(): raise BadInput(f'{path}: {k!r} is of type {v.dtype}; {t.architecture} needs plain {own[k].dtype} numbers')
+        if v.is_sparse or v.is_quantized or v.is_floating_point() != own[k].is_floating_point():
+            raise BadInput(f'{path}: {k!r} is of type {v.dtype}; {t.architecture} needs plain {own[k].dtype} numbers')
         t.state[k] = v = v.to(own[k].dtype)
         if v.is_floating_point() and not v.isfinite().all(): raise BadInput(f'{path}: {k!r} holds NaN or infinity')
         if k.endswith('running_var') and (v < 0).any(): raise BadInput(f'{path}: {k!r} holds a negative variance')
-    return {f'{n}.{p}' for n, m in net.named_modules() for p, v in m.named_parameters(recurse=False) if v.ndim >= 2 and ('weight' in p) and not isinstance(m, nn.Embedding)}
+    return {f'{n}.{p}' for n, m in net.named_modules() for p, v in m.named_parameters(recurse=False)
+            if v.ndim >= 2 and ('weight' in p) and not isinstance(m, nn.Embedding)}
 
 HEADER = 'vpstudy'
 
@@ -342,14 +369,16 @@ def _open(file, mask=None) -> Checkpoint:
         if mask: raise BadInput(f'{mask[0]}: {path.name} was converted before, its mask is in it; leave this one out')
         lost = [k for k in ('architecture', 'options', 'bits', 'unmatched', 'dialect', 'container', 'source') if k not in said]
         if lost: raise BadInput(f'{path}: its header lacks {", ".join(lost)}; convert the original anew')
-        t, dialect, container, source = Translated(said['architecture'], read_any(path), said['options'], said['bits'], said['unmatched']), said['dialect'], said['container'], said['source']
+        t, dialect, container, source = (Translated(said['architecture'], read_any(path), said['options'], said['bits'], said['unmatched']),
+                                         said['dialect'], said['container'], said['source'])
     else:
         raw = read_net(path) if path.suffix == '.net' else unwrap(read_any(path), path)
         if path.suffix == '.npz': raw.container = 'npz'
         if mask:
             held = read_any(mask[0])
             given = plain_names(next((held[k] for k in ('mask', 'state_dict') if isinstance(held, dict) and isinstance(held.get(k), dict)), held), mask[0])
-            if raw.mask and ({*given} != {*raw.mask} or any(not torch.equal(given[k] != 0, raw.mask[k] != 0) for k in given)): raise BadInput(f'{mask[0]}: other masks than those in {path.name}; give one of them only')
+            if raw.mask and ({*given} != {*raw.mask} or any(not torch.equal(given[k] != 0, raw.mask[k] != 0) for k in given)):
+                raise BadInput(f'{mask[0]}: other masks than those in {path.name}; give one of them only')
             raw.mask = given
         dialect = next((n for n, d in dialects.items() if d.seen(raw)), None)
         if dialect is None: raise BadInput(f'{path}: no dialect has these names ({", ".join([*raw.state][:3])}, ...); known are {", ".join(dialects)}')
@@ -366,7 +395,8 @@ def told(path, dialect):
     "A file that is wrong in a way nobody thought of is still refused with a sentence"
     try: yield
     except BadInput: raise
-    except Exception as e: raise BadInput(f'{path}: not a whole file of dialect {dialect} ({type(e).__name__}: {str(e).splitlines()[0][:150] if str(e) else ""})') from None
+    except Exception as e:
+        raise BadInput(f'{path}: not a whole file of dialect {dialect} ({type(e).__name__}: {str(e).splitlines()[0][:150] if str(e) else ""})') from None
 
 def read_header(path:Path) -> dict|None:
     "The header of a file that `save_checkpoint` wrote"
@@ -380,7 +410,8 @@ def save_checkpoint(c:Checkpoint, out) -> Path:
     out, t = Path(out).expanduser(), c.translated
     if out.suffix != '.safetensors': raise BadInput(f'{out}: written as safetensors; give a name that ends so')
     if out.exists() and not (out.stat().st_size and read_header(out)): raise BadInput(f'{out}: exists, and was not converted here; give another name')
-    said = dict(architecture=t.architecture, options=t.options, dialect=c.dialect, container=c.container, density=c.density(), bits=t.bits, unmatched=t.unmatched, source=c.source)
+    said = dict(architecture=t.architecture, options=t.options, dialect=c.dialect, container=c.container, density=c.density(), bits=t.bits,
+                unmatched=t.unmatched, source=c.source)
     return write_atomic(out, save({k: v.contiguous() for k, v in t.state.items()}, {HEADER: json.dumps(said)}))
 
 def checkpoint_backbone(c:Checkpoint, upstream:dict) -> Backbone:

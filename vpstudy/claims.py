@@ -32,7 +32,8 @@ def scale(backbone:str) -> str: return 'embedded' if backbone.startswith('glyphs
 
 def settings_of(table:pd.DataFrame) -> pd.DataFrame: # backbone, setting, kind, networks, seeds, judged
     "The settings of a table in reading order, and whether they have the networks, the seeds and the dense model that a verdict needs"
-    t = table.assign(kind=kinds(table)).groupby(['backbone', 'setting']).agg(kind=('kind', 'first'), networks=('network_seed', 'nunique'), seeds=('seed', 'nunique')).reset_index()
+    t = table.assign(kind=kinds(table)).groupby(['backbone', 'setting'], as_index=False)
+    t = t.agg(kind=('kind', 'first'), networks=('network_seed', 'nunique'), seeds=('seed', 'nunique'))
     twins = set(t.backbone[t.kind == 'dense'])
     t['judged'] = [b in twins and n >= NEEDED[scale(b)][0] and s >= NEEDED[scale(b)][1] for b, n, s in zip(t.backbone, t.networks, t.seeds)]
     rank = {s: i for i, s in enumerate(order(t.setting))}
@@ -40,13 +41,19 @@ def settings_of(table:pd.DataFrame) -> pd.DataFrame: # backbone, setting, kind, 
 
 # %% ../nbs/34_claims.ipynb #552b6699
 def _mean(s, mode, shots, weight=1.): return tuple((weight / len(shots), dict(backbone=s.backbone, setting=s.setting, mode=mode, shots=n)) for n in shots)
-def _loss(s, mode, shots, weight=1.): return _mean(s, mode, shots, weight) + _mean(s._replace(setting='dense'), mode, shots, -weight) # against the matched dense model
+def _loss(s, mode, shots, weight=1.):
+    return _mean(s, mode, shots, weight) + _mean(s._replace(setting='dense'), mode, shots, -weight) # against the matched dense model
 def _of(settings, *which): return [s for s in settings.itertuples() if s.kind in which]
 def _few(shots): return [n for n in shots if n != 'full' and n <= 2] or shots[:1]
-def _against_dense(mode, *which, of=lambda shots: shots): return lambda settings, shots: [(f'{s.backbone} {s.setting}', _loss(s, mode, of(shots))) for s in _of(settings, *which)]
-def _between(a, b, *which): return lambda settings, shots: [(f'{s.backbone} {s.setting}: {a} - {b}', _mean(s, a, shots) + _mean(s, b, shots, -1)) for s in _of(settings, *which)]
-def _few_and_many(settings, shots): return [(f'{s.backbone} {s.setting}, {shots[0]} - {shots[-1]} shots', _loss(s, 'ilm', shots[:1]) + _loss(s, 'ilm', shots[-1:], -1)) for s in _of(settings, *PRUNED) if len(shots) > 1]
-def _prompt_and_probe(settings, shots): return [(f'{s.backbone} {s.setting}', _loss(s, 'ilm', shots) + _loss(s, 'lp', shots, -1)) for s in _of(settings, *PRUNED)]
+def _against_dense(mode, *which, of=lambda shots: shots):
+    return lambda settings, shots: [(f'{s.backbone} {s.setting}', _loss(s, mode, of(shots))) for s in _of(settings, *which)]
+def _between(a, b, *which):
+    return lambda settings, shots: [(f'{s.backbone} {s.setting}: {a} - {b}', _mean(s, a, shots) + _mean(s, b, shots, -1)) for s in _of(settings, *which)]
+def _few_and_many(settings, shots):
+    return [(f'{s.backbone} {s.setting}, {shots[0]} - {shots[-1]} shots', _loss(s, 'ilm', shots[:1]) + _loss(s, 'ilm', shots[-1:], -1))
+            for s in _of(settings, *PRUNED) if len(shots) > 1]
+def _prompt_and_probe(settings, shots):
+    return [(f'{s.backbone} {s.setting}', _loss(s, 'ilm', shots) + _loss(s, 'lp', shots, -1)) for s in _of(settings, *PRUNED)]
 def _all_tickets(settings, shots):
     of = {}
     for s in _of(settings, 'ticket'): of.setdefault(s.backbone, []).append(s)
@@ -55,34 +62,52 @@ def _all_tickets(settings, shots):
 PRUNED, POINT = ('sparse', 'ticket'), .01
 
 CLAIMS = [
-    Claim('1a', 'Pruned models transfer worse than dense ones under visual prompting', 'accuracy', POINT, 'accuracy under ilm, pruned - dense, mean over budgets', 'worse', _against_dense('ilm', *PRUNED)),
-    Claim('1b', 'So do quantized ones', 'accuracy', POINT, 'accuracy under ilm, quantized - dense, mean over budgets', 'worse', _against_dense('ilm', 'quantized')),
-    Claim('1c', 'Pruned models lose most with few examples', 'accuracy', POINT, 'what is lost under ilm at the smallest budget - at the largest', 'worse', _few_and_many),
-    Claim('1d', 'The loss is one of prompting: under linear probing less is lost', 'accuracy', POINT, 'what is lost under ilm - under lp, mean over budgets', 'worse', _prompt_and_probe),
-    Claim('2a', 'For dense models ILM is better than FLM', 'accuracy', POINT, 'accuracy of dense, ilm - flm, mean over budgets', 'better', _between('ilm', 'flm', 'dense')),
+    Claim('1a', 'Pruned models transfer worse than dense ones under visual prompting', 'accuracy', POINT,
+          'accuracy under ilm, pruned - dense, mean over budgets', 'worse', _against_dense('ilm', *PRUNED)),
+    Claim('1b', 'So do quantized ones', 'accuracy', POINT, 'accuracy under ilm, quantized - dense, mean over budgets', 'worse',
+          _against_dense('ilm', 'quantized')),
+    Claim('1c', 'Pruned models lose most with few examples', 'accuracy', POINT, 'what is lost under ilm at the smallest budget - at the largest', 'worse',
+          _few_and_many),
+    Claim('1d', 'The loss is one of prompting: under linear probing less is lost', 'accuracy', POINT, 'what is lost under ilm - under lp, mean over budgets',
+          'worse', _prompt_and_probe),
+    Claim('2a', 'For dense models ILM is better than FLM', 'accuracy', POINT, 'accuracy of dense, ilm - flm, mean over budgets', 'better',
+          _between('ilm', 'flm', 'dense')),
     Claim('2b', '... and FLM better than RLM', 'accuracy', POINT, 'accuracy of dense, flm - rlm, mean over budgets', 'better', _between('flm', 'rlm', 'dense')),
-    Claim('2c', 'For pruned models ILM has no advantage over FLM', 'accuracy', POINT, 'accuracy of a pruned setting, ilm - flm, mean over budgets', 'close', _between('ilm', 'flm', *PRUNED), 'most'),
-    Claim('3a', 'Lottery tickets lose under ILM, averaged over states', 'accuracy', POINT, 'accuracy under ilm, mean over states and budgets - dense', 'worse', _all_tickets),
-    Claim('3b', 'Under FLM with one or two examples tickets can win', 'accuracy', POINT, 'accuracy under flm at budgets of one or two, ticket - dense', 'better', _against_dense('flm', 'ticket', of=_few), 'any'),
-    Claim('3c', 'Under RLM with many examples tickets often match dense', 'accuracy', POINT, 'accuracy under rlm at the largest budget, ticket - dense', 'close', _against_dense('rlm', 'ticket', of=lambda shots: shots[-1:]), 'most'),
-    Claim('4a', 'Sparsity hurts calibration', 'ece', .01, 'ECE under ilm, pruned - dense, mean over budgets', 'worse', _against_dense('ilm', *PRUNED), larger='worse'),
-    Claim('4b', 'Quantization does not', 'ece', .01, 'ECE under ilm, quantized - dense, mean over budgets', 'close', _against_dense('ilm', 'quantized'), larger='worse'),
-    Claim('5a', 'The mapping of pruned models makes less sense', 'semantic', .05, 'share of classes read off their namesake under ilm, pruned - dense, mean over budgets', 'worse', _against_dense('ilm', *PRUNED)),
+    Claim('2c', 'For pruned models ILM has no advantage over FLM', 'accuracy', POINT, 'accuracy of a pruned setting, ilm - flm, mean over budgets', 'close',
+          _between('ilm', 'flm', *PRUNED), 'most'),
+    Claim('3a', 'Lottery tickets lose under ILM, averaged over states', 'accuracy', POINT, 'accuracy under ilm, mean over states and budgets - dense', 'worse',
+          _all_tickets),
+    Claim('3b', 'Under FLM with one or two examples tickets can win', 'accuracy', POINT, 'accuracy under flm at budgets of one or two, ticket - dense',
+          'better', _against_dense('flm', 'ticket', of=_few), 'any'),
+    Claim('3c', 'Under RLM with many examples tickets often match dense', 'accuracy', POINT, 'accuracy under rlm at the largest budget, ticket - dense',
+          'close', _against_dense('rlm', 'ticket', of=lambda shots: shots[-1:]), 'most'),
+    Claim('4a', 'Sparsity hurts calibration', 'ece', .01, 'ECE under ilm, pruned - dense, mean over budgets', 'worse', _against_dense('ilm', *PRUNED),
+          larger='worse'),
+    Claim('4b', 'Quantization does not', 'ece', .01, 'ECE under ilm, quantized - dense, mean over budgets', 'close', _against_dense('ilm', 'quantized'),
+          larger='worse'),
+    Claim('5a', 'The mapping of pruned models makes less sense', 'semantic', .05,
+          'share of classes read off their namesake under ilm, pruned - dense, mean over budgets', 'worse', _against_dense('ilm', *PRUNED)),
     Claim('5b', 'So does that of quantized ones', 'semantic', .05, 'the same, quantized - dense', 'worse', _against_dense('ilm', 'quantized')),
 ]
 
 def claims_table(claims=CLAIMS) -> pd.DataFrame:
     "What is claimed and what decides it, before any record is read"
-    return pd.DataFrame([dict(claim=c.id, says=c.says, estimand=c.estimand, margin=c.margin, **{'supported if': f'{c.of} rows {c.expect}' + ', each alone' * (c.of == 'all'), 'not supported if': f'{dict(all="a row is", any="all rows are", most="half of the rows are")[c.of]} {" or ".join(v for v in ("worse", "better", "close") if v != c.expect)}'}) for c in claims]).set_index('claim')
+    many = dict(all='a row is', any='all rows are', most='half of the rows are')
+    against = lambda c: ' or '.join(v for v in ('worse', 'better', 'close') if v != c.expect)
+    return pd.DataFrame([dict(claim=c.id, says=c.says, estimand=c.estimand, margin=c.margin,
+                              **{'supported if': f'{c.of} rows {c.expect}' + ', each alone' * (c.of == 'all'), 'not supported if': f'{many[c.of]} {against(c)}'})
+                         for c in claims]).set_index('claim')
 
 # %% ../nbs/34_claims.ipynb #cd9a4987
 def _matching(rows, like): # like: rows of the compressed side
     "One trial a network and seed: where there are several, that of the same variant, weights and precision as `like`"
     if rows.set_index(['network_seed', 'seed']).index.is_unique: return rows.set_index(['network_seed', 'seed'])
     exact = ['network_seed', 'seed', 'variant', 'weights', 'precision']
-    if rows.duplicated(exact).any(): raise BadInput(f'several results of one trial: {sorted(rows.id[rows.duplicated(exact, keep=False)])}; give a table of one study')
+    if rows.duplicated(exact).any():
+        raise BadInput(f'several results of one trial: {sorted(rows.id[rows.duplicated(exact, keep=False)])}; give a table of one study')
     other = rows.assign(**{k: ~rows[k].isin(like[k]) for k in ('variant', 'weights', 'precision')})
-    return rows.loc[other.sort_values(['variant', 'weights', 'precision'], kind='stable').index].drop_duplicates(['network_seed', 'seed']).set_index(['network_seed', 'seed'])
+    nearest = rows.loc[other.sort_values(['variant', 'weights', 'precision'], kind='stable').index]
+    return nearest.drop_duplicates(['network_seed', 'seed']).set_index(['network_seed', 'seed'])
 
 def estimate(
     terms:tuple, # of (weight, {column: value}); the first names the setting that the row is about
@@ -90,8 +115,10 @@ def estimate(
     metric:str,
     resampled:Resampled,
     planned:pd.DataFrame|None=None, # what was; default: what is there
-) -> dict: # mean, se, df, low, high, bias (what was taken off the mean), networks, seeds, ids and how many trials, holes: pairs of network and seed that are missing, images: whether their chance is in it, matched: whether precisions agree
-    "A weighted sum of trials over networks and seeds, with its interval"
+) -> dict: # mean, se, df, low, high, bias, networks, seeds, ids, trials, holes, images, matched
+    """A weighted sum of trials over networks and seeds, with its interval.
+    bias: what was taken off the mean; ids: of the trials; holes: pairs of network and seed that are missing;
+    images: whether their chance is in the interval; matched: whether precisions agree"""
     pick = lambda want: table[np.logical_and.reduce([table[k] == v for k, v in want.items()]) & table[metric].notna()]
     about = lambda t: t[(t.backbone == terms[0][1]['backbone']) & (t.setting == terms[0][1]['setting'])]
     own, pairs = about(table), about(table if planned is None else planned)
@@ -103,8 +130,9 @@ def estimate(
     drawn = [(w, resampled(metric, i)) for w, i in ids]
     on = sum(w * v for w, v in drawn) / len(cells) if drawn and all(v is not None for _, v in drawn) else None
     bias = on.mean() - np.nanmean(d) if metric == 'ece' and on is not None else 0. # ECE of a sample is too high, most where it is small: `31_stats`
-    return dict(crossed_interval(d - bias if cells else np.full((1, 1), np.nan), on), bias=bias, networks=len(networks), seeds=len(seeds), ids=(once := frozenset(i for _, i in ids)), trials=len(once), holes=len(set(zip(pairs.network_seed, pairs.seed))) - len(cells),
-                images=on is not None, matched=all(len({r.precision[c] for _, r in parts}) == 1 for c in cells))
+    once, holes = frozenset(i for _, i in ids), len(set(zip(pairs.network_seed, pairs.seed))) - len(cells)
+    return dict(crossed_interval(d - bias if cells else np.full((1, 1), np.nan), on), bias=bias, networks=len(networks), seeds=len(seeds), ids=once,
+                trials=len(once), holes=holes, images=on is not None, matched=all(len({r.precision[c] for _, r in parts}) == 1 for c in cells))
 
 def judge_claims(
     table:pd.DataFrame, # of `records.as_table`
@@ -112,7 +140,8 @@ def judge_claims(
     expected:pd.DataFrame|None=None, # what was planned, with the columns that name settings, targets, budgets; default: what is there
     claims=CLAIMS,
 ) -> pd.DataFrame: # one row a row of a claim
-    "Every planned row of every claim with its estimate and verdict; what has too few networks or seeds, no images or a dense twin of another precision is estimated and not judged. The two scales apart"
+    """Every planned row of every claim with its estimate and verdict, the two scales apart.
+    What has too few networks or seeds, no images or a dense twin of another precision is estimated and not judged"""
     out, expected = [], table if expected is None else expected
     resampled = Resampled(images)
     for of_scale, part in expected.groupby(expected.backbone.map(scale)):
@@ -123,23 +152,29 @@ def judge_claims(
                 there = table[table.target == target]
                 if c.metric == 'semantic': there = there[there.semantic_by == 'same names'] # a nearness of names is another quantity
                 for judged in (True, False):
-                    for name, terms in c.rows(settings[settings.judged == judged], shot_order(planned[planned.setting.isin(settings.setting[settings.judged == judged])].shots)):
+                    own = settings[settings.judged == judged]
+                    for name, terms in c.rows(own, shot_order(planned[planned.setting.isin(own.setting)].shots)):
                         e = estimate(terms, there, c.metric, resampled, planned)
                         enough = e['networks'] >= networks and e['seeds'] >= seeds and (e['images'] or c.metric == 'semantic') and e['matched']
-                        rows.append(dict(scale=of_scale, claim=c.id, row=name if part.target.nunique() == 1 else f'{target}: {name}', planned=judged, judged=judged and enough, **e))
+                        rows.append(dict(scale=of_scale, claim=c.id, row=name if part.target.nunique() == 1 else f'{target}: {name}', planned=judged,
+                                         judged=judged and enough, **e))
             if not rows: continue
             rows, sign = pd.DataFrame(rows), 1 if c.larger == 'better' else -1
             some = rows[rows.planned]
-            said = judge(some.assign(mean=sign * some['mean'], se=some.se.where(some.judged)), c.margin) # a row without a standard error is in the family, and never decided
-            out += [part for part in (said.assign(mean=some['mean'], se=some.se, verdict=said.verdict.where(some.judged, 'not judged')), rows[~rows.planned].assign(verdict='not judged')) if len(part)]
+            # a row without a standard error is in the family, and never decided
+            said = judge(some.assign(mean=sign * some['mean'], se=some.se.where(some.judged)), c.margin)
+            out += [part for part in (said.assign(mean=some['mean'], se=some.se, verdict=said.verdict.where(some.judged, 'not judged')),
+                                      rows[~rows.planned].assign(verdict='not judged')) if len(part)]
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=['scale', 'claim', 'row', 'planned', 'judged', 'verdict'])
 
 def distinct(rows:pd.DataFrame) -> int: # rows of `judge_claims`
     "How many trials rows rest on; a dense one may be in several"
     return len(frozenset().union(*rows.ids))
 
-def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale, claim: says, conclusion, how many rows say what (alone: are as expected, not adjusted), least and most: smallest and largest difference of those that are judged, low and high: ends of all their intervals, networks and seeds: what each has at least
-    "The claims as a whole: supported, not supported, undecided, or not judged where nothing was planned to be, or nothing of it is there"
+def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale, claim; says, conclusion, rows, ...
+    """The claims as a whole: supported, not supported, undecided, or not judged where nothing was planned to be, or nothing of it is there.
+    worse, better, ...: how many rows are that (alone: are as expected, not adjusted); least, most: smallest and largest difference of those judged;
+    low, high: ends of all their intervals; networks, seeds: what each has at least"""
     def one(c, of): # of: its rows
         "One claim's conclusion"
         planned = of[of.planned]
@@ -147,9 +182,11 @@ def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale
         yes, no, total = n[c.expect], sum(n[v] for v in ('worse', 'better', 'close') if v != c.expect), len(planned)
         alone = sum(planned.get(f'alone_{c.expect}', pd.Series(dtype=float)) < .05)
         supported, refuted = dict(all=(alone == total, no > 0), any=(yes > 0, no == total), most=(2 * yes > total, 2 * no >= total))[c.of]
-        said = 'not judged' if n['not judged'] == total else 'not supported' if refuted else 'supported' if supported and (c.of == 'any' or not n['not judged']) else 'undecided'
+        whole = c.of == 'any' or not n['not judged'] # what is not judged cannot change it
+        said = 'not judged' if n['not judged'] == total else 'not supported' if refuted else 'supported' if supported and whole else 'undecided'
         judged = planned[planned.verdict != 'not judged']
-        return dict(says=c.says, conclusion=said, rows=total, **n, alone=alone, least=judged['mean'].min(), most=judged['mean'].max(), low=judged.low.min(), high=judged.high.max(),
+        return dict(says=c.says, conclusion=said, rows=total, **n, alone=alone,
+                    least=judged['mean'].min(), most=judged['mean'].max(), low=judged.low.min(), high=judged.high.max(),
                     networks=judged.networks.min(), seeds=judged.seeds.min(), trials=distinct(judged), holes=int(planned.holes.sum()))
     found = [dict(scale=s, claim=c.id, **one(c, part[part.claim == c.id])) for s, part in rows.groupby('scale') for c in claims]
     return pd.DataFrame(found).set_index(['scale', 'claim']) if found else pd.DataFrame()
@@ -169,5 +206,7 @@ def claim_picture(rows:pd.DataFrame, claim:Claim): # rows of one claim, of `judg
         ax.set_xlabel(f'{claim.estimand} ({claim.metric})', fontsize=8)
         for v in [v for v in VERDICTS if v in set(rows.verdict)]: ax.plot([], [], 'o-', color=VERDICTS[v], label=v)
         if len(rows): ax.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=7)
-        ax.annotate(f'{rows.networks.max()} networks, {rows.seeds.max()} seeds at most; {distinct(rows)} trials; {rows.holes.sum()} pairs of network and seed missing.\nBars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows', (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
+        note = (f'{rows.networks.max()} networks, {rows.seeds.max()} seeds at most; {distinct(rows)} trials; {rows.holes.sum()} pairs of network and seed missing.\n'
+                'Bars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows')
+        ax.annotate(note, (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
     return fig

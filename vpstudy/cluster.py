@@ -21,7 +21,8 @@ def execute(notebook:str, out:Path, parameters:dict):
     "Run `nbs/<notebook>` through papermill into `out`"
     import papermill
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    return papermill.execute_notebook(str(root()/'nbs'/notebook), str(out), parameters=parameters, progress_bar=False, kernel_name='python3', cwd=str(root()/'nbs'))
+    return papermill.execute_notebook(str(root()/'nbs'/notebook), str(out), parameters=parameters, progress_bar=False, kernel_name='python3',
+                                      cwd=str(root()/'nbs'))
 
 def run_job(parameters:dict, out:Path) -> str|None:
     "Execute `run.ipynb`; returns None, or why it stopped"
@@ -49,12 +50,15 @@ def on_workers(client, tasks:list, resources:dict|None=None): # resources: what 
     from distributed.client import FutureCancelledError
     have = [w['resources'] for w in client.scheduler_info(n_workers=-1)['workers'].values()]
     for k, n in (resources or {}).items():
-        if have and not any(h.get(k, 0) >= n for h in have): raise BadInput(f'resources={resources!r} cannot be had: no worker has {k} {n}; start workers with --resources {k}={n}')
+        if have and not any(h.get(k, 0) >= n for h in have):
+            raise BadInput(f'resources={resources!r} cannot be had: no worker has {k} {n}; start workers with --resources {k}={n}')
     run = uuid.uuid4().hex[:8] # a job that is submitted again is another one
-    futures = {client.submit(run_job, *task, key=f'{Path(task[1]).parent.name}-{Path(task[1]).stem}-{run}', retries=RETRIES, resources=resources): task for task in tasks}
+    futures = {client.submit(run_job, *task, key=f'{Path(task[1]).parent.name}-{Path(task[1]).stem}-{run}', retries=RETRIES, resources=resources): task
+               for task in tasks}
     for future, result in as_completed(futures, with_results=True, raise_errors=False):
         if future.status == 'finished': yield futures[future], result
-        elif future.status in ('cancelled', 'lost') or isinstance(result[1], FutureCancelledError): raise BadInput('the scheduler is gone; finished trials are kept, so start it and run again')
+        elif future.status in ('cancelled', 'lost') or isinstance(result[1], FutureCancelledError):
+            raise BadInput('the scheduler is gone; finished trials are kept, so start it and run again')
         else: yield futures[future], f'{type(result[1]).__name__}: {result[1]}'.splitlines()[0]
 
 # %% ../nbs/32c_cluster.ipynb #4b07d9e2
@@ -68,7 +72,8 @@ def _local(workers):
 def batch_system(spec:dict|None): # `cluster` of a study file -> (a dask-jobqueue cluster without workers, resources of a job)
     "The cluster that a study file describes"
     import dask_jobqueue
-    if not isinstance(spec, dict) or 'type' not in spec: raise BadInput(f'cluster={spec!r} of the study file describes none; give e.g. {{type: slurm, jobs: 8, cores: 4, memory: 16GB}}')
+    if not isinstance(spec, dict) or 'type' not in spec:
+        raise BadInput(f'cluster={spec!r} of the study file describes none; give e.g. {{type: slurm, jobs: 8, cores: 4, memory: 16GB}}')
     spec = dict(spec)
     name, _, gpus = spec.pop('type'), spec.pop('jobs', None), spec.pop('gpus', 0)
     kinds = {n.removesuffix('Cluster').lower(): n for n in dir(dask_jobqueue) if n.endswith('Cluster') and n != 'JobQueueCluster'}
@@ -76,7 +81,8 @@ def batch_system(spec:dict|None): # `cluster` of a study file -> (a dask-jobqueu
     resources = dict(GPU=1) if gpus else dict(job=1)
     args = [*spec.pop('worker_extra_args', []), '--resources', f'GPU={gpus}' if gpus else 'job=1']
     said = [f'export {k}={os.environ[k]}' for k in ('VPSTUDY_DATA', 'VPSTUDY_PACKS', 'VPSTUDY_WEIGHTS', 'VPSTUDY_THREADS') if k in os.environ]
-    try: return getattr(dask_jobqueue, kinds[name])(**{'processes': 1, **spec, 'worker_extra_args': args, 'job_script_prologue': [*said, *spec.get('job_script_prologue', [])]}), resources
+    try: return getattr(dask_jobqueue, kinds[name])(**{'processes': 1, **spec, 'worker_extra_args': args,
+                                                       'job_script_prologue': [*said, *spec.get('job_script_prologue', [])]}), resources
     except (TypeError, ValueError) as e: raise BadInput(f'cluster={spec!r}: {kinds[name]} refuses this ({e})') from None
 
 @contextlib.contextmanager
@@ -92,7 +98,8 @@ def workers_of(where:str, spec:dict|None, n_jobs:int, workers:int|None=None): # 
             cluster.adapt(minimum_jobs=most, maximum_jobs=most, interval='5s') # a job that was killed is submitted again
         if cluster is not None: stack.callback(cluster.close)
         try: client = stack.enter_context(Client(cluster if cluster is not None else where, timeout=TIMEOUT))
-        except (OSError, ValueError) as e: raise BadInput(f'cluster={where!r}: no scheduler answers there ({type(e).__name__}); give local, file or an address such as tcp://host:8786') from None
+        except (OSError, ValueError) as e:
+            raise BadInput(f'cluster={where!r}: no scheduler answers there ({type(e).__name__}); give local, file or an address such as tcp://host:8786') from None
         print(f'dashboard: {client.dashboard_link}', flush=True)
         yield client, resources
 
@@ -126,7 +133,8 @@ def tasks_of(plan:list, records=None, split:bool=False) -> list: # (parameters, 
     rates, where = Rates(found), {} if records is None else dict(records=str(records_path(records)))
     todo = [j for j in jobs([p for p in plan if p.setting], {r['id'] for r in found}, split) if j['points']]
     todo.sort(key=lambda j: -sum(rates.seconds(pt, j['params'])[0] for pt in j['points']))
-    name = lambda j: f'run-{"-".join(Path(t).stem for t in j["params"]["targets"])[:40]}-{sha256(j["params"])[:6]}.ipynb' # two entries of a study may have one setting
+    # two entries of a study may have one setting
+    name = lambda j: f'run-{"-".join(Path(t).stem for t in j["params"]["targets"])[:40]}-{sha256(j["params"])[:6]}.ipynb'
     return [({**j['params'], **where}, records_path(records)/j['planned'].setting.id/name(j)) for j in todo]
 
 def run_study(
@@ -142,7 +150,8 @@ def run_study(
     tasks = tasks_of(plan, records, split)
     with contextlib.ExitStack() as stack:
         stack.enter_context(watching([record_path(p.setting, t, records) for p in plan for _, t in p.trials]))
-        if cluster and tasks: ends = on_workers((c := stack.enter_context(workers_of(cluster, read_study(file).get('cluster'), len(tasks), workers)))[0], tasks, c[1])
+        if cluster and tasks:
+            ends = on_workers((c := stack.enter_context(workers_of(cluster, read_study(file).get('cluster'), len(tasks), workers)))[0], tasks, c[1])
         else: ends = in_turn(tasks)
         try:
             for (_, out), reason in ends:

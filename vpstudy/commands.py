@@ -26,8 +26,9 @@ def study_plan(file, records=None, split:bool=False, tflops:float|None=None) -> 
     plan, (found, bad) = plan_study(file), read_all(records)
     tables = cost_tables(plan, Rates(found, tflops), {r['id'] for r in found})
     table, more = tables['target' if split else 'setting'], scaling(tables)
-    return dict(settings=len(plan), trials=int(table.trials.sum()), done=int(table.done.sum()), hours=float(table.hours.sum()), excluded=sum(p.excluded for p in plan),
-                unresolved=[dict(setting=p.label, reason=p.unresolved) for p in plan if p.unresolved], jobs=table.to_dict('records'), workers=more.to_dict('records'), left_out=bad)
+    return dict(settings=len(plan), trials=int(table.trials.sum()), done=int(table.done.sum()), hours=float(table.hours.sum()),
+                excluded=sum(p.excluded for p in plan), unresolved=[dict(setting=p.label, reason=p.unresolved) for p in plan if p.unresolved],
+                jobs=table.to_dict('records'), workers=more.to_dict('records'), left_out=bad)
 
 def study_status(file, records=None) -> dict: # settings, trials, done, missing, failed, hours, ...
     "How far a study is: what is done and missing, what failed and why, hours left, and what is mixed that should not be"
@@ -38,8 +39,8 @@ def study_status(file, records=None) -> dict: # settings, trials, done, missing,
     table = cost_table(plan, Rates(found), done)
     failed = [n for n in read_failures(records) if n['id'] in (wanted | folders) - done]
     failed += [dict(id=p.label, reason=p.unresolved) for p in plan if p.unresolved]
-    return dict(settings=len(plan), trials=int(table.trials.sum()), done=int(table.done.sum()), missing=int((table.trials - table.done).sum()), failed=failed, hours=float(table.hours.sum()),
-                warnings=mixed([r for r in found if r['setting_id'] in folders]), left_out=bad)
+    return dict(settings=len(plan), trials=int(table.trials.sum()), done=int(table.done.sum()), missing=int((table.trials - table.done).sum()),
+                failed=failed, hours=float(table.hours.sum()), warnings=mixed([r for r in found if r['setting_id'] in folders]), left_out=bad)
 
 # %% ../nbs/32d_commands.ipynb #6fa47c18
 def progress_table(file, records=None) -> pd.DataFrame:
@@ -74,17 +75,20 @@ def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, di
     with tempfile.TemporaryDirectory() as where:
         for k, ((setting, mates), ids) in enumerate(groups.items()):
             folder = Path(where)/str(k)/'records'
-            if lost := [m for m in mates if m not in planned]: out += [dict(id=i, what='not repeated: it ran beside what is not in this study', before=lost[0], now=None) for i in ids]; continue
+            if lost := [m for m in mates if m not in planned]:
+                out += [dict(id=i, what='not repeated: it ran beside what is not in this study', before=lost[0], now=None) for i in ids]; continue
             run_setting(setting, [planned[i][1] for i in mates or ids], folder, together=10**9 if mates else 0)
             for i in ids:
                 old, new = found[i], read_record(folder/setting.id/f'{i}.json')
-                same = dict(**{m: (v, new['metrics'].get(m)) for m, v in old['metrics'].items()}, logits=(old['logits']['sha256'], new['logits']['sha256']), weights=(old['upstream']['weights_sha256'], new['upstream']['weights_sha256']))
+                same = dict(**{m: (v, new['metrics'].get(m)) for m, v in old['metrics'].items()}, logits=(old['logits']['sha256'], new['logits']['sha256']),
+                            weights=(old['upstream']['weights_sha256'], new['upstream']['weights_sha256']))
                 out += [dict(id=i, what=m, before=a, now=b) for m, (a, b) in same.items() if a != b]
     return dict(compared=len(picked), differing=len({d['id'] for d in out}), differences=out)
 
 # %% ../nbs/32d_commands.ipynb #f49c1b85
 def make_report(file, records=None, figures=None) -> Path:
-    "Execute the report notebooks of a study file; one becomes a page beside the figures, several a site of the study's name under report/, whose first page lists all studies. Returns the page to open"
+    """Execute the report notebooks of a study file; returns the page to open.
+    One becomes a page beside the figures, several a site of the study's name under report/, whose first page lists all studies"""
     from papermill.exceptions import PapermillExecutionError
     reports = read_study(file).get('report')
     if not reports: raise BadInput(f'study file {str(file)!r} names no `report`; add e.g. report: report_study.ipynb')
@@ -105,8 +109,10 @@ def make_report(file, records=None, figures=None) -> Path:
     return first
 
 # %% ../nbs/32d_commands.ipynb #8316ca45
-COMMANDS = dict(plan='how many settings and trials, which are done, hours left', run='run what is not done, then the report', status='what is done, missing, failed and why', report='draw the report from the records that are there',
-                check='run some done trials again and compare', pack='write all records as one table', unpack='write the records of a table as files', script='print the job script of the batch system of a study file')
+COMMANDS = dict(plan='how many settings and trials, which are done, hours left', run='run what is not done, then the report',
+                status='what is done, missing, failed and why', report='draw the report from the records that are there',
+                check='run some done trials again and compare', pack='write all records as one table',
+                unpack='write the records of a table as files', script='print the job script of the batch system of a study file')
 
 def _parser():
     p = argparse.ArgumentParser('vpstudy_study', description='Plan and run a study file, and look after its records')
@@ -119,7 +125,8 @@ def _parser():
         if name in ('run', 'report'): c.add_argument('--figures', help='where a report puts its figures and its page (default: figures)')
         if name in ('run', 'plan'): c.add_argument('--split', choices=['target'], help='one job a setting and target, instead of one a setting')
         if name == 'run':
-            c.add_argument('--cluster', nargs='?', const='local', help='run on workers: local (default), file (as the study file says), or the address of a scheduler; without it one job after the other')
+            c.add_argument('--cluster', nargs='?', const='local',
+                           help='run on workers: local (default), file (as the study file says), or the address of a scheduler; without it one job after the other')
             c.add_argument('--workers', type=int, help='of a local cluster or batch system, at most')
         if name == 'plan': c.add_argument('--tflops', type=float, help='hours of an assumed device that sustains so many, instead of what records say')
         if name == 'check':

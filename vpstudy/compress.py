@@ -36,7 +36,8 @@ def checkpoint_setting(backbone:str, checkpoint:str|None=None, **params) -> Sett
     c = open_checkpoint(checkpoint)
     _files[c.content] = c.path
     own = c.architecture.backbone
-    if backbone not in (own, 'glyphs_resnet'): raise BadInput(f'backbone={backbone!r} is not what {checkpoint} is of; it is a {c.translated.architecture}: give backbone={own!r}, or leave it out')
+    if backbone not in (own, 'glyphs_resnet'):
+        raise BadInput(f'backbone={backbone!r} is not what {checkpoint} is of; it is a {c.translated.architecture}: give backbone={own!r}, or leave it out')
     name = f'{c.dialect} {1 - c.density():.1%} {c.content[:4]}' # not the file's name: a renamed file is the same setting
     return Setting(own, name, c.content, 'checkpoint', bits=min(c.translated.bits.values(), default=None), checkpoint=c.content)
 
@@ -65,12 +66,14 @@ def make_setting(
     if type(network_seed) is not int or network_seed < 0: raise BadInput(f'network_seed={network_seed!r} is not allowed; give a whole number, 0 or more')
     for k, v in params.items():
         if v is not None and k not in entry.params:
-            raise BadInput(f"{k}={v!r} is not allowed: method {method!r} has {'only ' + ', '.join(entry.params) if entry.params else 'no parameters'}; leave {k} out or choose another method")
+            known = 'only ' + ', '.join(entry.params) if entry.params else 'no parameters'
+            raise BadInput(f'{k}={v!r} is not allowed: method {method!r} has {known}; leave {k} out or choose another method')
     own = {k: check(default if params.get(k) is None else params[k]) for k, (default, check) in entry.params.items()}
     if images is not None and (method == 'dense' or not model.needs_images):
         why = 'dense trains nothing' if method == 'dense' else f'{backbone} has its own source images'
         raise BadInput(f'images={images!r} is not allowed: {why}; leave images out')
-    if images is None and method != 'dense' and model.needs_images: raise BadInput(f'images=None is not enough: {method} of {backbone} needs images to train on, labels or not; give a pack, e.g. -p images NAME')
+    if images is None and method != 'dense' and model.needs_images:
+        raise BadInput(f'images=None is not enough: {method} of {backbone} needs images to train on, labels or not; give a pack, e.g. -p images NAME')
     check_fits(backbone, method, **own)
     pack, weights = images and get_pack(images), model.check_weights(weights)
     if pack: model.check_images(pack)
@@ -89,7 +92,8 @@ def stored_bytes(net:nn.Module, bits:dict={}, sparse:bool=True) -> int: # bits: 
 
 def weight_bits(net:nn.Module) -> dict: # layer -> bits
     "Bits of the weights that have a quantizer"
-    return {n: m.parametrizations.weight[0].bits for n, m in prunable(net).items() if hasattr(m, 'parametrizations') and hasattr(m.parametrizations.weight[0], 'bits')}
+    return {n: m.parametrizations.weight[0].bits for n, m in prunable(net).items()
+            if hasattr(m, 'parametrizations') and hasattr(m.parametrizations.weight[0], 'bits')}
 
 def check_density(net:nn.Module, setting:Setting, path):
     "`BadInput` unless exactly the setting's share of the prunable weights is masked"
@@ -116,29 +120,35 @@ def compressed(
     "The backbone of `setting`, from `data/checkpoints` or compressed now"
     model, entry = backbones[setting.backbone], methods[setting.method]
     if setting.method == 'checkpoint': return loaded(setting)
-    if model.weights_id(setting.weights) != setting.weights_id: raise BadInput(f'weights {setting.weights!r} of {setting.backbone} are not those of this setting any more; make the setting anew')
+    if model.weights_id(setting.weights) != setting.weights_id:
+        raise BadInput(f'weights {setting.weights!r} of {setting.backbone} are not those of this setting any more; make the setting anew')
     backbone = model.load(setting.weights, setting.network_seed)
     weights = sum(m.weight.numel() for m in prunable(backbone.net).values())
     if setting.method == 'dense': note = dict(upstream=backbone.upstream, seconds=0.)
     else:
         path = data_path('checkpoints', f'{setting.id}.safetensors')
         if not path.exists():
-            if setting.recipe_id != recipe_id(setting.method, model, setting.images and get_pack(setting.images)): raise BadInput(f'{setting.label}: the images {setting.images!r}, or how it is compressed, are not those of this setting any more; make the setting anew')
+            if setting.recipe_id != recipe_id(setting.method, model, setting.images and get_pack(setting.images)):
+                raise BadInput(f'{setting.label}: the images {setting.images!r}, or how it is compressed, are not those of this setting any more; make the setting anew')
             start, net, trainer = time.perf_counter(), backbone.net, model.trainer(model.tune, setting.network_seed, setting.images, backbone.net)
             trainer.partial = path.with_suffix('.partial')
             before = dict(previous=compressed(replace(setting, state=setting.state - 1), masks=True).net) if setting.state else {}
-            seed_everything('compress', replace(setting, state=0).id if setting.state is not None else setting.id) # all rounds of a ticket start from the same weights
+            # all rounds of a ticket start from the same weights
+            seed_everything('compress', replace(setting, state=0).id if setting.state is not None else setting.id)
             entry.f(net, trainer, **{k: getattr(setting, k) for k in entry.params}, **before)
-            save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net), history=trainer.history, seconds=time.perf_counter() - start))
+            save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net), history=trainer.history,
+                                     seconds=time.perf_counter() - start))
             trainer.partial.unlink(missing_ok=True)
         net = model.build()
         if entry.form: entry.form(net, load_file(path), **{k: getattr(setting, k) for k in entry.params})
         note = load_net(net, path)
         check_density(net, setting, path)
-        if note['parent'] != backbone.upstream['weights_sha256']: raise BadInput(f'{path} was compressed from another dense network than the one in data/checkpoints now; delete the file to compress anew, or bring the dense one back')
+        if note['parent'] != backbone.upstream['weights_sha256']:
+            raise BadInput(f'{path} was compressed from another dense network than the one in data/checkpoints now; delete the file to compress anew, or bring the dense one back')
         backbone = model.backbone(net, dict(note['upstream'], weights_sha256=net_sha256(net), history=note['history']))
     bits = weight_bits(backbone.net)
-    kept = sum(int(m.weight.count_nonzero()) if n not in bits else m.weight.numel() for n, m in prunable(backbone.net).items()) # a weight on the level 0 is not pruned
+    # a weight on the level 0 is not pruned
+    kept = sum(int(m.weight.count_nonzero()) if n not in bits else m.weight.numel() for n, m in prunable(backbone.net).items())
     backbone.upstream.update(density=kept / weights, size_bytes=stored_bytes(backbone.net, bits, not bits), seconds=note['seconds'])
     if not masks: bake(backbone.net)
     backbone.net.eval().requires_grad_(masks)
@@ -151,15 +161,18 @@ def loaded(setting:Setting) -> Backbone:
     "The backbone of a checkpoint's setting"
     path, start = data_path('checkpoints', f'{setting.id}.safetensors'), time.perf_counter()
     if not path.exists():
-        if setting.checkpoint not in _files: raise BadInput(f'the file of {setting.label} ({setting.checkpoint[:10]}) was not converted yet; give it again with -p checkpoint FILE')
+        if setting.checkpoint not in _files:
+            raise BadInput(f'the file of {setting.label} ({setting.checkpoint[:10]}) was not converted yet; give it again with -p checkpoint FILE')
         save_checkpoint(open_checkpoint(_files[setting.checkpoint]), path)
     c = open_checkpoint(path)
     if c.content != setting.checkpoint: raise BadInput(f'{path} is not the file that this setting was made of; delete it and give the file again')
     backbone = checkpoint_backbone(c, {})
-    backbone.upstream = dict(backbones[setting.backbone].test(backbone.net, backbone=backbone), weights_sha256=net_sha256(backbone.net), history=[], density=c.density(), size_bytes=stored_bytes(backbone.net, c.translated.bits), seconds=time.perf_counter() - start)
+    backbone.upstream = dict(backbones[setting.backbone].test(backbone.net, backbone=backbone), weights_sha256=net_sha256(backbone.net), history=[],
+                             density=c.density(), size_bytes=stored_bytes(backbone.net, c.translated.bits), seconds=time.perf_counter() - start)
     backbone.net.requires_grad_(False)
     def trainable():
-        if c.translated.bits: raise BadInput(f'{setting.label} cannot be trained on: its file holds levels, not what was rounded to them; choose a mode that leaves the network as it is')
+        if c.translated.bits:
+            raise BadInput(f'{setting.label} cannot be trained on: its file holds levels, not what was rounded to them; choose a mode that leaves the network as it is')
         net = add_masks(checkpoint_backbone(open_checkpoint(path), {}).net)
         set_masks(net, {k: m.weight != 0 for k, m in prunable(net).items()})
         return net

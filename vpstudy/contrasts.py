@@ -76,7 +76,8 @@ def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=P
             for k, s in enumerate(order(c.setting)):
                 e = c[(c.shots == n) & (c.setting == s)].set_index('contrast').reindex(names)
                 y = np.arange(len(names)) + (k - (len(style) - 1) / 2) * .25
-                ax.errorbar(e.difference, y, xerr=[e.difference - e.low, e.high - e.difference], fmt=style[s]['marker'], color=style[s]['color'], label=s, ms=4, lw=1, capsize=2)
+                ax.errorbar(e.difference, y, xerr=[e.difference - e.low, e.high - e.difference], fmt=style[s]['marker'], color=style[s]['color'], label=s, ms=4,
+                            lw=1, capsize=2)
         axs[0, 0].set_yticks(range(len(names)), [f'{n}\n({contrasts[n][0]} - {contrasts[n][1]})' for n in names], fontsize=8); axs[0, 0].invert_yaxis()
         axs[0, -1].legend(loc='upper left', bbox_to_anchor=(1, 1))
         fig.text(0, -.04, footnote(table) + '; bars: 95 % interval over networks and seeds', fontsize=7, color='.4')

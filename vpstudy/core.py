@@ -158,7 +158,9 @@ class Setting:
     def label(self) -> str:
         "What a legend calls it: `dense`, `gmp 0.9`, `lsq 4 bit`"
         extra = [f'{self.sparsity:g}' if self.sparsity is not None else '', f'{self.bits} bit' if self.bits is not None else '',
-                 f'state {self.state}' if self.state is not None else '', self.observer if self.observer not in (None, 'mse') else '', self.distribution if self.distribution not in (None, 'global') else '', f'keep {self.keep}' if self.keep not in (None, 'none') else '']
+                 f'state {self.state}' if self.state is not None else '',
+                 self.observer if self.observer not in (None, 'mse') else '', self.distribution if self.distribution not in (None, 'global') else '',
+                 f'keep {self.keep}' if self.keep not in (None, 'none') else '']
         return ' '.join([self.method, *([self.weights] if self.method == 'checkpoint' else filter(None, extra))])
 
     @property
@@ -204,7 +206,9 @@ def keep_memory():
     "Let the C library keep what tensors free, where it is glibc"
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return
-    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)): mallopt(option, value) # malloc.h: M_MMAP_MAX, no block has a map of its own; M_TRIM_THRESHOLD and M_TOP_PAD, bytes: the heap grows in large steps and does not shrink
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):
+        # malloc.h: M_MMAP_MAX, no block has a map of its own; M_TRIM_THRESHOLD and M_TOP_PAD, bytes: the heap grows in large steps and does not shrink
+        mallopt(option, value)
 
 def set_threads(n:int|None=None) -> int:
     "Use `n` threads: by default `VPSTUDY_THREADS`, else the cores this process may use"
@@ -246,7 +250,8 @@ def machine() -> dict:
 
 def versions() -> dict:
     "Versions of what a result depends on"
-    return {'python': platform.python_version(), **{p: version(p) for p in ('vpstudy', 'torch', 'torchvision', 'timm', 'open-clip-torch', 'fastai', 'numpy', 'pillow', 'scikit-learn', 'matplotlib')}}
+    return {'python': platform.python_version(),
+            **{p: version(p) for p in ('vpstudy', 'torch', 'torchvision', 'timm', 'open-clip-torch', 'fastai', 'numpy', 'pillow', 'scikit-learn', 'matplotlib')}}
 
 def git_state() -> dict|None:
     "Commit of the checkout and whether tracked files differ from it; None outside a checkout"

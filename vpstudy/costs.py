@@ -58,7 +58,8 @@ class Rates:
             t, d, s = r['trial'], r['data'], r['seconds']
             if t['mode'] not in mode_registry: continue
             load = work(t['mode'], d['n_train'], d['n_test'], t['epochs'], t['batch'], t['votes'])
-            rows.setdefault((r['setting']['backbone'], kind(t['mode']), t['size']), []).append((*load, sum(s.get(k, 0.) for k in ('prepare', 'train', 'evaluate'))))
+            took = sum(s.get(k, 0.) for k in ('prepare', 'train', 'evaluate'))
+            rows.setdefault((r['setting']['backbone'], kind(t['mode']), t['size']), []).append((*load, took))
         self.of = cache(self.of) # a study asks for the same few rates thousands of times
         for key, v in rows.items():
             v = np.array(v)
@@ -107,8 +108,8 @@ def cost_table(plan:list, rates:Rates, done=frozenset(), split:bool=False) -> pd
     for j in jobs(plan, done, split):
         p, costs = j['params'], [rates.seconds(pt, j['params']) for pt in j['points']]
         start = START + rates.compress.get((p.get('backbone', 'glyphs_resnet'), p.get('method', 'gmp')), 0.) if costs else 0.
-        rows.append(dict(setting=j['planned'].label, targets=', '.join(p['targets']), trials=j['trials'], done=j['trials'] - len(j['points']), hours=(start + sum(s for s, _ in costs)) / 3600,
-                         basis='; '.join(sorted({b for _, b in costs}))))
+        rows.append(dict(setting=j['planned'].label, targets=', '.join(p['targets']), trials=j['trials'], done=j['trials'] - len(j['points']),
+                         hours=(start + sum(s for s, _ in costs)) / 3600, basis='; '.join(sorted({b for _, b in costs}))))
     return pd.DataFrame(rows)
 
 # %% ../nbs/32b_costs.ipynb #03f8c1b9
@@ -127,5 +128,7 @@ def scaling(tables:dict, workers=(1, 8, 64)) -> pd.DataFrame: # tables: of `cost
     rows = []
     for split, table in tables.items():
         hours = table.hours
-        if hours.sum(): rows += [dict(split=split, workers=w, hours=(h := makespan(hours, w)), efficiency=hours.sum() / h / w, longest=hours.max(), limit=math.ceil(hours.sum() / hours.max())) for w in workers]
+        if hours.sum():
+            rows += [dict(split=split, workers=w, hours=(h := makespan(hours, w)), efficiency=hours.sum() / h / w, longest=hours.max(),
+                          limit=math.ceil(hours.sum() / hours.max())) for w in workers]
     return pd.DataFrame(rows)

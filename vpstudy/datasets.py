@@ -20,7 +20,8 @@ from .targets import Target, targets
 def pack_target(pack:Pack, name:str|None=None, size:int|None=None) -> Target: # default: the pack's own name and size
     "A pack with training and test images as a target; images are decoded when they are asked for"
     labels = {s: pack.labels[pack.rows(s)] for s in SPLITS if s in pack.splits or s != 'valid'} # `rows` refuses a missing one
-    return Target(name or pack.name, pack.classes, {s: partial(_decoded, pack, s) for s in labels}, labels, size or pack.size, pack.meta.get('origin', 'pack'), pack.content, str(pack.path))
+    return Target(name or pack.name, pack.classes, {s: partial(_decoded, pack, s) for s in labels}, labels, size or pack.size, pack.meta.get('origin', 'pack'),
+                  pack.content, str(pack.path))
 
 # %% ../nbs/20a_datasets.ipynb #1b059aad
 def _decoded(pack, split, size, interpolation):
@@ -52,12 +53,14 @@ VALID = dict(train=dict(split='train'), valid=dict(split='val'), test=dict(split
 OFFICIAL = dict(
     cifar10=Official('CIFAR10', dict(train=dict(train=True), test=dict(train=False)), 32, None, lambda ds: ds.targets),
     svhn=Official('SVHN', size=32, files=None, labels=lambda ds: ds.labels, names=lambda ds: [str(i) for i in range(10)]),
-    gtsrb=Official('GTSRB', size=32, files=lambda ds: [Path(f) for f, _ in ds._samples], labels=lambda ds: [int(Path(f).parent.name) if ds._split == 'train' else l for f, l in ds._samples], names=lambda ds: SIGNS),
+    gtsrb=Official('GTSRB', size=32, files=lambda ds: [Path(f) for f, _ in ds._samples],
+                   labels=lambda ds: [int(Path(f).parent.name) if ds._split == 'train' else l for f, l in ds._samples], names=lambda ds: SIGNS),
     dtd=Official('DTD', VALID, loader=True),
     flowers102=Official('Flowers102', VALID, loader=True),
     oxfordpets=Official('OxfordIIITPet', dict(train=dict(split='trainval'), test=dict(split='test')), files=lambda ds: ds._images),
     eurosat=Official('EuroSAT', dict(all={}), labels=lambda ds: ds.targets, names=lambda ds: [_spaced(c).lower() for c in ds.classes], train=.9, loader=True),
-    caltech101=Official('Caltech101', dict(all={}), files=lambda ds: [Path(ds[i][0].filename) for i in range(len(ds))], labels=lambda ds: ds.y, names=lambda ds: [_spaced(c) for c in ds.categories], train=.8))
+    caltech101=Official('Caltech101', dict(all={}), files=lambda ds: [Path(ds[i][0].filename) for i in range(len(ds))], labels=lambda ds: ds.y,
+                        names=lambda ds: [_spaced(c) for c in ds.categories], train=.8))
 
 def ppm(pixels) -> bytes: # uint8 [h, w, 3]
     "An array as an encoded image, the same bytes everywhere"
@@ -120,14 +123,16 @@ def _target(name, pack): # a pack whose file has changed is another object
 def get_target(name:str) -> Target:
     "A target by name or path"
     pack = name if name.endswith('.parquet') else packs_here().get(name)
-    if pack is None and name not in targets: raise BadInput(f'target {name!r} is unknown; choose one of: {", ".join({**targets, **packs_here()})}, or give the path of a pack (*.parquet)')
+    if pack is None and name not in targets:
+        raise BadInput(f'target {name!r} is unknown; choose one of: {", ".join({**targets, **packs_here()})}, or give the path of a pack (*.parquet)')
     return _target(name, pack and get_pack(str(pack)))
 
 # %% ../nbs/20a_datasets.ipynb #b26304f5
 def describe(t:Target) -> dict:
     "What a target holds, in numbers"
     per_class = {s: torch.bincount(v, minlength=len(t.classes)) for s, v in t.labels.items()}
-    return dict(target=t.name, source=t.origin, classes=len(t.classes), size=t.size, **{s: int(n.sum()) for s, n in per_class.items()}, train_a_class=[int(per_class['train'].min()), int(per_class['train'].max())])
+    return dict(target=t.name, source=t.origin, classes=len(t.classes), size=t.size, **{s: int(n.sum()) for s, n in per_class.items()},
+                train_a_class=[int(per_class['train'].min()), int(per_class['train'].max())])
 
 def main(argv=None):
     "The console script `vpstudy_target`"

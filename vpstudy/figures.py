@@ -17,7 +17,8 @@ from .stats import interval, paired
 # %% ../nbs/33_figures.ipynb #60f4f8f7
 COLOURS = '#000000 #0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #F0E442'.split()
 MARKERS = 'osD^vP*X'
-STYLE = {'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .3, 'font.size': 9, 'legend.frameon': False, 'svg.hashsalt': 'vpstudy', 'svg.fonttype': 'none', 'figure.dpi': 100}
+STYLE = {'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .3, 'font.size': 9, 'legend.frameon': False,
+         'svg.hashsalt': 'vpstudy', 'svg.fonttype': 'none', 'figure.dpi': 100}
 
 def order(settings) -> list:
     "Settings in reading order: dense first, then by name"
@@ -53,7 +54,9 @@ def footnote(table:pd.DataFrame) -> str:
     parts = [rows for _, rows in table.groupby(['backbone', 'setting', 'target'])] # each has a grid of its own
     holes = sum(int(np.prod([rows[k].nunique() for k in keys])) - len(rows[keys].drop_duplicates()) for rows in parts)
     count = lambda n, what: f'{n} {what}' + 's' * (n != 1)
-    return f'{count(table.seed.nunique(), "seed")}, {count(table.network_seed.nunique(), "network")}, n = {"/".join(str(n) for n in sorted(table.n_test.unique()))} {table.split.iloc[0]} images' + (f'; {count(holes, "trial")} missing' if holes else '')
+    images = f'n = {"/".join(str(n) for n in sorted(table.n_test.unique()))} {table.split.iloc[0]} images'
+    missing = f'; {count(holes, "trial")} missing' if holes else ''
+    return f'{count(table.seed.nunique(), "seed")}, {count(table.network_seed.nunique(), "network")}, {images}{missing}'
 
 def kinds(table:pd.DataFrame) -> pd.Series:
     "What each row's setting is: dense, quantized, ticket or sparse"
@@ -125,7 +128,8 @@ def reliability_diagrams(records:list, table:pd.DataFrame, modes=('ilm', 'lp'), 
                 ax.text(.03, .93, f'mean ECE {table[keep].ece.mean():.3f}', transform=ax.transAxes, fontsize=8)
         for ax in axs[-1]: ax.set_xlabel('confidence')
         for ax in axs[:, 0]: ax.set_ylabel('accuracy')
-        fig.text(0, -.02, footnote(table[table['mode'].isin(modes) & ((table.shots == shots) if shots else True)]) + (f'; {shots} shots' if shots else ''), fontsize=7, color='.4')
+        fig.text(0, -.02, footnote(table[table['mode'].isin(modes) & ((table.shots == shots) if shots else True)]) + (f'; {shots} shots' if shots else ''),
+                 fontsize=7, color='.4')
         fig.tight_layout()
     return fig
 
@@ -141,7 +145,8 @@ def mapping_picture(
     every = records[0]['data']['classes']
     classes = every[:most]
     with plt.rc_context({**STYLE, 'axes.grid': False}):
-        fig, axs = plt.subplots(1 + len(records), len(classes), figsize=((.75 if source_images else 1.1) * len(classes) + 1, .85 * (1 + len(records)) + .3), squeeze=False)
+        fig, axs = plt.subplots(1 + len(records), len(classes), figsize=((.75 if source_images else 1.1) * len(classes) + 1, .85 * (1 + len(records)) + .3),
+                                squeeze=False)
         for c, name in enumerate(classes):
             axs[0, c].imshow(target_images[c]); axs[0, c].set_title(name, fontsize=8, wrap=True)
             for row, r in zip(axs[1:], records):
@@ -153,7 +158,8 @@ def mapping_picture(
         for ax in axs[0]: [s.set_visible(False) for s in ax.spines.values()]
         for ax, label in zip(axs[:, 0], ['target', *names]): ax.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
         t = records[0]['trial']
-        fig.text(0, -.02, f"{t['mode']}, {t['shots']} shots, seed {t['seed']}; green frame: source class of the same name" + (f'; {most} of {len(every)} classes' if len(every) > most else ''), fontsize=7, color='.4')
+        fig.text(0, -.02, f"{t['mode']}, {t['shots']} shots, seed {t['seed']}; green frame: source class of the same name"
+                 + (f'; {most} of {len(every)} classes' if len(every) > most else ''), fontsize=7, color='.4')
     return fig
 
 # %% ../nbs/33_figures.ipynb #d1ea1cf9
@@ -171,11 +177,13 @@ def main_table(table:pd.DataFrame, metrics=('accuracy', 'ece', 'legacy_ece', 'se
 def differences(table:pd.DataFrame, metric:str='accuracy') -> pd.DataFrame:
     "Paired difference to dense by target, setting, mode and shots: mean, 95 % interval over networks and seeds, n pairs"
     keys = 'target', 'setting', 'mode', 'shots'
-    return pd.DataFrame([(*key, *interval(rows), len(rows)) for key, rows in groups(paired(table, metric), *keys)], columns=[*keys, 'difference', 'low', 'high', 'n'])
+    return pd.DataFrame([(*key, *interval(rows), len(rows)) for key, rows in groups(paired(table, metric), *keys)],
+                        columns=[*keys, 'difference', 'low', 'high', 'n'])
 
 def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE')):
     "Paired difference to dense with its 95 % interval, by shots: settings by colour, modes across"
-    modes, shots, style, rows = mode_order(table['mode']), shot_order(table.shots), looks(table.setting), panel_rows(table, {m: f'{n}, difference to dense' for m, n in metrics.items()})
+    modes, shots, style = mode_order(table['mode']), shot_order(table.shots), looks(table.setting)
+    rows = panel_rows(table, {m: f'{n}, difference to dense' for m, n in metrics.items()})
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(len(rows), len(modes), figsize=(2.5 * len(modes) + .6, 2.1 * len(rows) + .6), sharex=True, sharey='row', squeeze=False)
         for (target, metric, name), row in zip(rows, axs):
@@ -186,7 +194,8 @@ def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE')):
                     e = d[(d.setting == setting) & (d['mode'] == mode)]
                     x = np.array([shots.index(s) for s in e.shots]) + (k - .5) * .15
                     look = style[setting]
-                    ax.errorbar(x, e.difference, [e.difference - e.low, e.high - e.difference], fmt=look['marker'], color=look['color'], label=setting, ms=4, lw=1, capsize=2)
+                    ax.errorbar(x, e.difference, [e.difference - e.low, e.high - e.difference], fmt=look['marker'], color=look['color'], label=setting, ms=4,
+                                lw=1, capsize=2)
                 ax.set_xticks(range(len(shots)), [str(s) for s in shots])
             row[0].set_ylabel(name)
         for ax in axs[-1]: ax.set_xlabel('examples a class')
@@ -212,7 +221,8 @@ def upstream_by_density(table:pd.DataFrame): # of `upstream.upstream_table`, one
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(5.5, 3.4))
         _upstream(ax, sparse, 'density', looks(sparse.method))
-        ax.set(xscale='log', xlabel='density: kept weights / all prunable weights', title=f'{table.backbone.iloc[0]}, n = {table.n.iloc[0]}'); ax.set_xticks(ticks := [1, .5, .2, .1, .05, .02], [f'{t:g}' for t in ticks]); ax.minorticks_off()
+        ax.set(xscale='log', xlabel='density: kept weights / all prunable weights', title=f'{table.backbone.iloc[0]}, n = {table.n.iloc[0]}')
+        ax.set_xticks(ticks := [1, .5, .2, .1, .05, .02], [f'{t:g}' for t in ticks]); ax.minorticks_off()
     return fig
 
 def upstream_by_bits(table:pd.DataFrame): # of `upstream.upstream_table`
@@ -223,5 +233,6 @@ def upstream_by_bits(table:pd.DataFrame): # of `upstream.upstream_table`
         fig, axs = plt.subplots(1, len(parts), figsize=(3.4 * len(parts), 3), sharey=True, squeeze=False)
         for (backbone, rows), ax in zip(parts, axs[0]):
             _upstream(ax, rows, 'bits', style)
-            ax.set(xlabel='bits', title=f'{backbone}, n = {rows.n.iloc[0]}', xscale='log'); ax.set_xticks([8, 4, 3, 2], '8 4 3 2'.split()); ax.minorticks_off(); ax.invert_xaxis()
+            ax.set(xlabel='bits', title=f'{backbone}, n = {rows.n.iloc[0]}', xscale='log')
+            ax.set_xticks([8, 4, 3, 2], '8 4 3 2'.split()); ax.minorticks_off(); ax.invert_xaxis()
     return fig

@@ -14,14 +14,16 @@ from .core import BadInput, check_range
 from .sparsify import Method, methods, prunable
 
 # %% ../nbs/11b_filters.ipynb #e85185d2
-SAME = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.ZeroPad2d) # modules that leave channels where they are
+# modules that leave channels where they are
+SAME = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.ZeroPad2d)
 SAME_CALLS = F.relu, torch.relu, torch.flatten, F.adaptive_avg_pool2d, F.max_pool2d, 'mean', 'relu', 'flatten', 'contiguous'
 ADD = operator.add, operator.iadd, torch.add, 'add', 'add_'
 
 def channel_groups(net:nn.Module) -> list: # dicts: out, norm, inp -> names of modules
     "Groups of modules whose channels have to be cut together; those of the input and of the output are left out"
     try: graph = fx.symbolic_trace(net).graph
-    except Exception as e: raise BadInput(f'filters of this network cannot be cut: torch.fx cannot trace it ({type(e).__name__}: {e}); choose another method') from None
+    except Exception as e:
+        raise BadInput(f'filters of this network cannot be cut: torch.fx cannot trace it ({type(e).__name__}: {e}); choose another method') from None
     parent, of, roles, fixed = {}, {}, [], set() # a union of numbered groups; node -> number
     def root(g):
         while parent[g] != g: g = parent[g]
@@ -40,7 +42,8 @@ def channel_groups(net:nn.Module) -> list: # dicts: out, norm, inp -> names of m
         elif node.target in ADD and node.op != 'call_module':
             for b in before[1:]: parent[root(b)] = root(before[0])
             of[node] = before[0]
-        else: raise BadInput(f'filters of this network cannot be cut: what {node.name!r} ({m or node.target}) does to channels is not known; choose another method')
+        else:
+            raise BadInput(f'filters of this network cannot be cut: what {node.name!r} ({m or node.target}) does to channels is not known; choose another method')
     fixed = {root(f) for f in fixed}
     groups = {}
     for role, name, g in roles:
@@ -48,7 +51,8 @@ def channel_groups(net:nn.Module) -> list: # dicts: out, norm, inp -> names of m
     return [g for g in groups.values() if g['out']]
 
 # %% ../nbs/11b_filters.ipynb #3781a755
-def take(t, keep, dim:int): return nn.Parameter(t.detach().index_select(dim, keep), t.requires_grad) if isinstance(t, nn.Parameter) else t.index_select(dim, keep)
+def take(t, keep, dim:int):
+    return nn.Parameter(t.detach().index_select(dim, keep), t.requires_grad) if isinstance(t, nn.Parameter) else t.index_select(dim, keep)
 
 def fit_numbers(net:nn.Module):
     "Make the numbers that modules hold beside their tensors say what the tensors are"

@@ -79,8 +79,9 @@ def remembering(path:Path|None, part:int): # part: which training of several thi
             self.rows = [*self.rows, dict(zip(('train_loss', 'valid_loss', 'accuracy'), map(float, self.recorder.values[-1])))]
             if path is None or self.epoch + 1 == self.n_epoch: return
             memory = {name: {k: getattr(c, k) for k in c.remembers} for name, c in self.others()}
-            with writing(path) as f: torch.save(dict(part=part, epoch=self.epoch + 1, rows=self.rows, net=self.model.state_dict(), opt=self.opt.opt.state_dict()['state'], random=torch.get_rng_state(),
-                                                     order=self.dls.train.generator.get_state(), loss=vars(self.recorder.smooth_loss), callbacks=memory), f)
+            state = dict(part=part, epoch=self.epoch + 1, rows=self.rows, net=self.model.state_dict(), opt=self.opt.opt.state_dict()['state'],
+                         random=torch.get_rng_state(), order=self.dls.train.generator.get_state(), loss=vars(self.recorder.smooth_loss), callbacks=memory)
+            with writing(path) as f: torch.save(state, f)
     return Remembering()
 
 # %% ../nbs/02_fitting.ipynb #6f22958e
@@ -96,7 +97,8 @@ def reestimate_bn(
 ):
     "BatchNorm's running mean and variance as plain averages over `batches`; with `dense`, its own, changed as compression changed them there"
     ours, theirs = norms(net), norms(dense) if dense is not None else {}
-    if theirs and {n: m.running_mean.shape for n, m in ours.items()} != {n: m.running_mean.shape for n, m in theirs.items()}: return # narrower layers have no counterparts: the statistics of training stay
+    if theirs and {n: m.running_mean.shape for n, m in ours.items()} != {n: m.running_mean.shape for n, m in theirs.items()}:
+        return # narrower layers have no counterparts: the statistics of training stay
     seen = copy.deepcopy(dense).to(next(net.parameters()).device) if theirs else None
     every, momenta = [net, seen] if theirs else [net], [m.momentum for m in ours.values()]
     for n in every:
@@ -155,7 +157,8 @@ class Trainer:
         seed_everything('fit', self.seed, len(self.history))
         valid, n = Batches(*self.valid, 500, self.normalise), epochs or self.recipe.epochs
         memory, cast = remembering(self.partial, len(self.history)), [autocast()] if resolve_precision(self.recipe.precision, self.device) == 'bf16' else []
-        learn = Learner(DataLoaders(self.batches(stream='fit'), valid, device=self.device), net.to(self.device, memory_format=torch.channels_last), nn.CrossEntropyLoss(),
+        data = DataLoaders(self.batches(stream='fit'), valid, device=self.device)
+        learn = Learner(data, net.to(self.device, memory_format=torch.channels_last), nn.CrossEntropyLoss(),
                         partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=agreement, cbs=[*cast, memory, *cbs, *self.cbs])
         with learn.no_logging(): learn.fit_one_cycle(n, lr or self.recipe.lr, wd=self.recipe.wd, pct_start=peak, start_epoch=memory.done)
         if self.teacher is not None: reestimate_bn(net, self.batches(1000), self.teacher)

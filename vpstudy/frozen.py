@@ -104,7 +104,8 @@ class Local(NamedTuple):
 
     def read(self, w:Window) -> Window:
         "Inputs that the outputs `w` look at, some perhaps beyond the edge"
-        return Window(*(a * s - p for a, s, p in zip(w[:2], self.stride, self.pad)), *((m - 1) * s + (k - 1) * d + 1 for m, k, s, d in zip(w[2:], self.kernel, self.stride, self.dilation)))
+        return Window(*(a * s - p for a, s, p in zip(w[:2], self.stride, self.pad)),
+                      *((m - 1) * s + (k - 1) * d + 1 for m, k, s, d in zip(w[2:], self.kernel, self.stride, self.dilation)))
 
 def pair(v) -> tuple: return tuple(v) if isinstance(v, (tuple, list)) else (v, v)
 
@@ -145,9 +146,12 @@ class Frame(torch.autograd.Function):
             if both != window: patch, part = empty(*grad.shape[:2], *window[2:]), patch; both.within(window).of(patch).copy_(part)
         if ctx.needs_input_grad[0]:
             base, inner = empty(*ctx.shape), both.within(want)
-            for strip in (span(0, 0, inner.top, want.width), span(inner.top, 0, inner.bottom, inner.left), span(inner.top, inner.right, inner.bottom, want.width), span(inner.bottom, 0, want.height, want.width)):
+            for strip in (span(0, 0, inner.top, want.width), span(inner.top, 0, inner.bottom, inner.left),
+                          span(inner.top, inner.right, inner.bottom, want.width), span(inner.bottom, 0, want.height, want.width)):
                 g = strip.of(grad)
-                if g.numel(): strip.of(want.of(base)).copy_(g.sum(0, keepdim=True) if owner is None else empty(len(base), *g.shape[1:]).index_add_(0, owner, g.contiguous()))
+                if g.numel():
+                    strip.of(want.of(base)).copy_(g.sum(0, keepdim=True)
+                                                  if owner is None else empty(len(base), *g.shape[1:]).index_add_(0, owner, g.contiguous()))
         return base, patch, None, None, None
 
 def frame(base, patch, owner, window:Window, want:Window): return patch if want == window else Frame.apply(base, patch, owner, window, want)
@@ -166,7 +170,8 @@ def grown(n, m, windows:dict, size) -> tuple: # m: module or function of node `n
     kind, (w, *others) = type(m) if isinstance(m, nn.Module) else m, [windows[s] for s in n.all_input_nodes]
     if kind is nn.ZeroPad2d and min(m.padding) >= 0: return Window(w.top + m.padding[2], w.left + m.padding[0], *w[2:]), None
     if kind in PIXELWISE and not others: return w, None
-    if kind in JOINS and all(s.meta['tensor_meta'].shape[2:] == size for s in n.all_input_nodes) and (kind is not torch.cat or 1 in (*n.args[1:], n.kwargs.get('dim'))):
+    one_size = all(s.meta['tensor_meta'].shape[2:] == size for s in n.all_input_nodes)
+    if kind in JOINS and one_size and (kind is not torch.cat or 1 in (*n.args[1:], n.kwargs.get('dim'))):
         for o in others: w = w | o
         return w, None
     rule = as_local(m)
@@ -193,11 +198,13 @@ class SharedBorder:
                 self.windows[n] = w
                 if rule: self.locals[n] = rule
                 if enters: self.entry = n; self.linear.append(n)
-        if self.entry in self.locals and {*self.windows} == {self.input, *self.linear}: self.windows[self.entry] = self.whole(self.entry) # nothing is windowed after it
+        if self.entry in self.locals and {*self.windows} == {self.input, *self.linear}:
+            self.windows[self.entry] = self.whole(self.entry) # nothing is windowed after it
 
     def _enters(self, n): # padding and the first convolution, where they alone read what is before them
         m = self.modules.get(n)
-        return n.args == (self.entry,) and len(self.entry.users) == 1 and type(m) in (nn.ZeroPad2d, nn.Conv2d) and not m._forward_pre_hooks and self.entry not in self.locals
+        return (n.args == (self.entry,) and len(self.entry.users) == 1 and type(m) in (nn.ZeroPad2d, nn.Conv2d)
+                and not m._forward_pre_hooks and self.entry not in self.locals)
 
     def whole(self, n): return Window(0, 0, *n.meta['tensor_meta'].shape[2:])
 
@@ -275,7 +282,8 @@ class Frozen(nn.Module):
         border, dtype = SharedBorder(net, box(prompt.place(torch.ones_like(x[:1], dtype=torch.float)))), next(net.parameters()).dtype
         std = torch.tensor(self.backbone.std, device=x.device)[:, None, None]
         @torch.no_grad()
-        def enter(x): return border.enter((border.windows[border.input].of(prompt.place(x.float() / 255)) / std).to(dtype).contiguous(memory_format=torch.channels_last))
+        def enter(x):
+            return border.enter((border.windows[border.input].of(prompt.place(x.float() / 255)) / std).to(dtype).contiguous(memory_format=torch.channels_last))
         return lambda prompts: border.bases(self._input(torch.stack([p.around() for p in prompts]), net)), enter, border
 
     def prompted(self,
@@ -317,7 +325,8 @@ class Frozen(nn.Module):
     def features(self, x): # [n, 3, canvas, canvas] -> [n, F]
         "What the source classifier reads, in fp32; the mean over positions where it reads a map (SqueezeNet)"
         seen = []
-        hook = self.exact_net.get_submodule(self.backbone.head).register_forward_pre_hook(lambda m, args: seen.append(args[0].flatten(2).mean(2) if args[0].ndim == 4 else args[0]))
+        hook = self.exact_net.get_submodule(self.backbone.head).register_forward_pre_hook(
+            lambda m, args: seen.append(args[0].flatten(2).mean(2) if args[0].ndim == 4 else args[0]))
         try: self.exact(x)
         finally: hook.remove()
         return torch.cat(seen)

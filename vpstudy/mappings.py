@@ -40,7 +40,8 @@ def read_off(logits, mapping): # [n, S] -> [n, K]
 # %% ../nbs/22_mappings.ipynb #a10f3951
 def room(n_source:int, n_target:int):
     "`BadInput` unless every target class can have a source class of its own"
-    if n_target > n_source: raise BadInput(f'{n_target} target classes cannot be mapped one-to-one to {n_source} source classes; take a target with at most {n_source} classes')
+    if n_target > n_source:
+        raise BadInput(f'{n_target} target classes cannot be mapped one-to-one to {n_source} source classes; take a target with at most {n_source} classes')
 
 def greedy(
     votes, # [S, K], S >= K
@@ -154,7 +155,8 @@ class Reading:
         self.mapping = self.how.f(self.read.cpu() if self.how.votes else votes, self.generator)
         now = as_weights(self.mapping, self.S)
         moved = 0. if old is None else (now - as_weights(old, self.S)).abs().sum(0).mean().item() / 2
-        for k, v in dict(collisions=collisions(votes, self.mapping), churn=moved, entropy=column_entropy(now), vote_entropy=column_entropy(votes)).items(): self.history[k].append(round(v, 6))
+        for k, v in dict(collisions=collisions(votes, self.mapping), churn=moved, entropy=column_entropy(now), vote_entropy=column_entropy(votes)).items():
+            self.history[k].append(round(v, 6))
 
     def __call__(self, logits): return read_off(logits, self.mapping) # [n, S] -> [n, K]
 
@@ -162,4 +164,5 @@ class Reading:
         "The mapping for a record"
         index = as_index(self.mapping)
         weight = as_weights(self.mapping, self.S)[index, torch.arange(self.K)]
-        return dict(source_index=index.tolist(), source_name=[names[s] for s in index], weight=weight.tolist(), collisions=self.history['collisions'][-1], history=self.history)
+        return dict(source_index=index.tolist(), source_name=[names[s] for s in index], weight=weight.tolist(), collisions=self.history['collisions'][-1],
+                    history=self.history)

@@ -44,16 +44,20 @@ class Pack:
         try: self.file = pq.ParquetFile(self.path)
         except (OSError, pa.ArrowInvalid) as e: raise BadInput(f'{path}: not a readable parquet file ({e})') from None
         names = self.file.schema_arrow.names
-        if lost := [c for c in COLUMNS if c not in names]: raise BadInput(f'{path}: no column {", ".join(lost)}; a pack has {", ".join(COLUMNS)}, this file has {", ".join(names)}')
+        if lost := [c for c in COLUMNS if c not in names]:
+            raise BadInput(f'{path}: no column {", ".join(lost)}; a pack has {", ".join(COLUMNS)}, this file has {", ".join(names)}')
         beside, inside = self.path.with_suffix('.json'), (self.file.schema_arrow.metadata or {}).get(b'vpstudy')
         try: self.meta = json.loads(inside or beside.read_text())
-        except (OSError, ValueError) as e: raise BadInput(f'{path}: the names of its classes are neither in its metadata nor in {beside.name} beside it ({e})') from None
+        except (OSError, ValueError) as e:
+            raise BadInput(f'{path}: the names of its classes are neither in its metadata nor in {beside.name} beside it ({e})') from None
         self.classes = self.meta.get('classes') if isinstance(self.meta, dict) else None
-        if not isinstance(self.classes, list) or not all(isinstance(c, str) for c in self.classes): raise BadInput(f'{path}: its metadata needs `classes`, a list of names in label order')
+        if not isinstance(self.classes, list) or not all(isinstance(c, str) for c in self.classes):
+            raise BadInput(f'{path}: its metadata needs `classes`, a list of names in label order')
         table = self.file.read(columns=['label', 'split', 'path'])
         self.labels, self.splits, self.paths = (np.array(table[c].to_pylist(), dtype=object) for c in ('label', 'split', 'path'))
         for i, (label, split) in enumerate(zip(self.labels, self.splits)):
-            if type(label) is not int or not 0 <= label < len(self.classes): raise BadInput(f'{self.where(i)}: label {label!r} is not allowed; give a whole number from 0 to {len(self.classes) - 1}, the place of its class in `classes`')
+            if type(label) is not int or not 0 <= label < len(self.classes):
+                raise BadInput(f'{self.where(i)}: label {label!r} is not allowed; give a whole number from 0 to {len(self.classes) - 1}, the place of its class in `classes`')
             if split not in SPLITS: raise BadInput(f'{self.where(i)}: split {split!r} is not known; choose one of: {", ".join(SPLITS)}')
         self.labels = torch.from_numpy(self.labels.astype(np.int64))
 
@@ -140,14 +144,17 @@ def _decode(pack, rows, size, interpolation, crop, path):
     wanted = {*rows.tolist()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix('.lock')), ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()) as pool:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+        with FileLock(path.with_suffix('.lock')), ThreadPoolExecutor(cores) as pool:
             if path.exists(): return # another run was first
             sweep(path.parent)
             with writing(path) as f:
                 np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(len(rows), 3, size, size)))
                 todo = ((i, d) for i, d in enumerate(pack.images()) if i in wanted)
-                for _ in progress(range(-(-len(rows) // 256)), f'decoding {pack.name}', 256): f.writelines(pool.map(lambda a: one(*a), [a for _, a in zip(range(256), todo)]))
-    except OSError as e: raise BadInput(f'{path}: decoded images cannot be written ({e.strerror or e}); make room there, or set VPSTUDY_DATA to another directory') from None
+                for _ in progress(range(-(-len(rows) // 256)), f'decoding {pack.name}', 256):
+                    f.writelines(pool.map(lambda a: one(*a), [a for _, a in zip(range(256), todo)]))
+    except OSError as e:
+        raise BadInput(f'{path}: decoded images cannot be written ({e.strerror or e}); make room there, or set VPSTUDY_DATA to another directory') from None
 
 # %% ../nbs/01_packs.ipynb #84b7a10d
 def packs_here() -> dict: # name -> path
@@ -163,7 +170,8 @@ _given = {} # packs that were named by a path: from then on their name is enough
 def get_pack(name:str) -> Pack:
     "A pack by its path (`*.parquet`), by its name once it was given by its path, or by its name in `VPSTUDY_PACKS`"
     path = Path(name).expanduser() if str(name).endswith('.parquet') else _given.get(name) or packs_here().get(name)
-    if path is None: raise BadInput(f"pack {name!r} is unknown; give the path of a .parquet file, or one of those in VPSTUDY_PACKS: {', '.join(packs_here()) or 'none'}")
+    if path is None:
+        raise BadInput(f"pack {name!r} is unknown; give the path of a .parquet file, or one of those in VPSTUDY_PACKS: {', '.join(packs_here()) or 'none'}")
     if not path.is_file(): raise BadInput(f'{name}: there is no such file')
     pack = _pack(path.resolve(), path.stat().st_mtime_ns, path.stat().st_size)
     if str(name).endswith('.parquet'): _given[pack.name] = path.resolve()
@@ -197,7 +205,8 @@ def folder_pack(
     said = bool(parts) and all(p[0] in SPLITS for p in parts)
     names = [p[said] if len(p) > 1 + said else None for p in parts]
     for f, n in zip(files, names):
-        if n is None: raise BadInput(f'{f}: lies in no folder of a class; put pictures in {folder.name}/CLASS/ or {folder.name}/train/CLASS/ and {folder.name}/test/CLASS/')
+        if n is None:
+            raise BadInput(f'{f}: lies in no folder of a class; put pictures in {folder.name}/CLASS/ or {folder.name}/train/CLASS/ and {folder.name}/test/CLASS/')
     if not files: raise BadInput(f'{folder}: holds no pictures; put them in {folder.name}/CLASS/')
     classes = sorted({*names})
     labels, paths = [classes.index(n) for n in names], ['/'.join(p) for p in parts]

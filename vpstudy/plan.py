@@ -96,11 +96,14 @@ def absent(params:dict) -> str|None:
     "What a setting's ids cannot be known without and is not on this machine, as a sentence; None if all is here"
     model, weights = backbones[params.get('backbone', 'glyphs_resnet')], params.get('weights')
     if params.get('method') == 'checkpoint':
-        if not params.get('checkpoint') or not Path(params['checkpoint']).exists(): return f'checkpoint {params.get("checkpoint")!r} is not here; put it into a directory that VPSTUDY_WEIGHTS names'
+        if not params.get('checkpoint') or not Path(params['checkpoint']).exists():
+            return f'checkpoint {params.get("checkpoint")!r} is not here; put it into a directory that VPSTUDY_WEIGHTS names'
     elif published := getattr(model, 'variants', {}).get(weights or next(iter(getattr(model, 'variants', {'': 0})))):
-        if not published.package and not any((d/published.file).is_file() for d in weight_dirs()) and not _in_hub_cache(published): return f'weights {published.file} of {model.name} are not here; a run downloads them'
+        if not published.package and not any((d/published.file).is_file() for d in weight_dirs()) and not _in_hub_cache(published):
+            return f'weights {published.file} of {model.name} are not here; a run downloads them'
     for name in as_list(params['targets']):
-        if not (name.endswith('.parquet') or name in packs_here() or name not in OFFICIAL or data_path('targets', f'{name}.parquet').exists()): return f'target {name!r} is not here; a run downloads it'
+        if not (name.endswith('.parquet') or name in packs_here() or name not in OFFICIAL or data_path('targets', f'{name}.parquet').exists()):
+            return f'target {name!r} is not here; a run downloads it'
 
 def check_names(params:dict):
     "`BadInput` for what is wrong whether files are here or not: names, types, ranges"
@@ -129,7 +132,8 @@ class Planned:
         "What to call it"
         if self.setting: return self.setting.id
         p = self.params
-        return ' '.join(str(v) for v in (p.get('backbone'), *([Path(p['checkpoint']).name] if p.get('checkpoint') else [p.get('method', 'gmp'), p.get('weights')])) if v)
+        return ' '.join(str(v) for v in (p.get('backbone'),
+                                         *([Path(p['checkpoint']).name] if p.get('checkpoint') else [p.get('method', 'gmp'), p.get('weights')])) if v)
 
     @cached_property
     def ids(self) -> list: return [t.id(self.setting) for _, t in self.trials]
@@ -147,7 +151,8 @@ def plan_study(
         check_names(params)
         every = grid(*(params[k] for k in ('targets', 'modes', 'shots', 'seeds')))
         exclude = [*(params.get('exclude') or []), *impossible(params)]
-        p = Planned({**params, **({'exclude': exclude} if exclude else {})}, points := grid(*(params[k] for k in ('targets', 'modes', 'shots', 'seeds')), exclude), len(every) - len(points))
+        p = Planned({**params, **({'exclude': exclude} if exclude else {})},
+                    points := grid(*(params[k] for k in ('targets', 'modes', 'shots', 'seeds')), exclude), len(every) - len(points))
         p.unresolved = absent(params)
         if fetch or not p.unresolved:
             try: p.setting, p.trials = resolve(**p.params); p.unresolved = None

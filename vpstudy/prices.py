@@ -48,7 +48,8 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
         axs[0, -1].legend(loc='best')
         shown = table[table['mode'].isin(modes)]
         names = fill('from left: ' + ', '.join(sorted(set(shown.setting) - {'dense'}, key=lambda s: kept[s])), 150)
-        fig.text(0, 0, footnote(shown) + '; bars: 95 % interval over networks and seeds, none where there is one trial' + '; hollow: quantized' * bool(quantized) + f'\n{names}', fontsize=7, color='.4', va='top')
+        fig.text(0, 0, footnote(shown) + '; bars: 95 % interval over networks and seeds, none where there is one trial'
+                 + '; hollow: quantized' * bool(quantized) + f'\n{names}', fontsize=7, color='.4', va='top')
         fig.tight_layout()
     return fig
 
@@ -76,7 +77,9 @@ def seconds_by_shots(table:pd.DataFrame):
         for mode in mode_order(table['mode']):
             mean = table[table['mode'] == mode].groupby('shots').seconds.median().reindex(shots)
             ax.plot(range(len(shots)), mean.values, '-', **{**style[mode], 'ms': 4})
-        ax.set_xticks(range(len(shots)), [str(s) for s in shots]); ax.set(xlabel='examples a class', ylabel='seconds, median', yscale='log'); ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
+        ax.set_xticks(range(len(shots)), [str(s) for s in shots])
+        ax.set(xlabel='examples a class', ylabel='seconds, median', yscale='log')
+        ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
         fig.text(0, -.04, footnote(table), fontsize=7, color='.4')
     return fig
 
@@ -98,9 +101,12 @@ def ticket_picture(table:pd.DataFrame, modes=('rlm', 'flm', 'ilm', 'lp')): # one
             ax.set(ylabel=f'{mode}: accuracy', ylim=(0, 1)); ax.set_xticks(range(len(shots)), [str(n) for n in shots])
             grid = d[d['mode'] == mode].pivot_table(index='state', columns='shots', values='difference').reindex(index=states, columns=shots)
             im = heat.imshow(grid, cmap='RdBu', vmin=-top, vmax=top, aspect='auto')
-            for (i, j), v in np.ndenumerate(grid.values): heat.text(j, i, 'none' if np.isnan(v) else f'{100 * v:+.1f}', ha='center', va='center', fontsize=7, color='w' if abs(v) > .7 * top else 'k')
-            heat.set_xticks(range(len(shots)), [str(n) for n in shots]); heat.set_yticks(range(len(states)), [f'{int(s)}: {t[t.state == s].density.mean():.0%}' for s in states], fontsize=7)
-        axs[0, 0].legend(fontsize=7); axs[0, 1].set_title('difference to dense, points', fontsize=8); axs[-1, 0].set_xlabel('examples a class'); axs[-1, 1].set_xlabel('examples a class')
+            for (i, j), v in np.ndenumerate(grid.values):
+                heat.text(j, i, 'none' if np.isnan(v) else f'{100 * v:+.1f}', ha='center', va='center', fontsize=7, color='w' if abs(v) > .7 * top else 'k')
+            heat.set_xticks(range(len(shots)), [str(n) for n in shots])
+            heat.set_yticks(range(len(states)), [f'{int(s)}: {t[t.state == s].density.mean():.0%}' for s in states], fontsize=7)
+        axs[0, 0].legend(fontsize=7); axs[0, 1].set_title('difference to dense, points', fontsize=8)
+        axs[-1, 0].set_xlabel('examples a class'); axs[-1, 1].set_xlabel('examples a class')
         fig.text(0, -.02, footnote(t[t['mode'].isin(modes)]) + '; rows: rounds of pruning and weights left', fontsize=7, color='.4')
         fig.tight_layout()
     return fig
@@ -108,7 +114,8 @@ def ticket_picture(table:pd.DataFrame, modes=('rlm', 'flm', 'ilm', 'lp')): # one
 def ticket_means(table:pd.DataFrame) -> pd.DataFrame: # modes down, budgets across: mean difference to dense
     "Mean over states of the mean paired difference; only of states that have every mode and budget"
     t = table[table.state.notna() | (table.method == 'dense')]
-    d = paired(t).merge(t[['setting', 'state']].drop_duplicates(), on='setting').pivot_table(index='state', columns=['mode', 'shots'], values='difference').dropna()
+    d = paired(t).merge(t[['setting', 'state']].drop_duplicates(), on='setting')
+    d = d.pivot_table(index='state', columns=['mode', 'shots'], values='difference').dropna()
     return d.mean().unstack('shots').reindex(mode_order(d.columns.get_level_values('mode')))[shot_order(d.columns.get_level_values('shots'))].assign(states=len(d))
 
 # %% ../nbs/33b_prices.ipynb #49bdf559
@@ -118,4 +125,6 @@ def save_table(table:pd.DataFrame, name:str, where) -> list: # of paths
     line = lambda values: '| ' + ' | '.join(map(str, values)) + ' |'
     text = '\n'.join([line(table.columns), line(['---'] * len(table.columns)), *map(line, cells.values)]) + '\n'
     Path(where).mkdir(parents=True, exist_ok=True)
-    return [write_atomic(Path(where)/f'{name}.{ext}', content) for ext, content in dict(csv=table.to_csv(index=False, float_format='%.4f'), md=text, tex=table.to_latex(index=False, float_format='%.3f', escape=True)).items()]
+    return [write_atomic(Path(where)/f'{name}.{ext}', content)
+            for ext, content in dict(csv=table.to_csv(index=False, float_format='%.4f'), md=text,
+                                     tex=table.to_latex(index=False, float_format='%.3f', escape=True)).items()]

@@ -107,7 +107,8 @@ def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index, **more) -> F
     return visual_prompts(frozen, target, [trial], [index], **more)[0]
 
 for name, m in mappings.items():
-    modes.register(name, learns='' if name == 'zero' else 'prompt', together=None if name == 'zero' else visual_prompts, prompted=True, updates=m.updates, one_to_one=m.one_to_one, cls=Mode)(visual_prompt)
+    modes.register(name, learns='' if name == 'zero' else 'prompt', together=None if name == 'zero' else visual_prompts, prompted=True, updates=m.updates,
+                   one_to_one=m.one_to_one, cls=Mode)(visual_prompt)
 
 # %% ../nbs/24b_prompting.ipynb #14c3a459
 def swap_head(net:nn.Module, name:str, head:nn.Module):
@@ -137,7 +138,8 @@ def templates() -> list: # 81 functions: name of a class -> text
 
 def text_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     "Learn a prompt for CLIP; each target class is mapped to one of the texts about all of them"
-    if not frozen.backbone.texts: raise BadInput(f'mode {trial.mode!r} needs a model that reads text, such as clip_vit_b32; {frozen.backbone.name!r} does not: choose another mode')
+    if not frozen.backbone.texts:
+        raise BadInput(f'mode {trial.mode!r} needs a model that reads text, such as clip_vit_b32; {frozen.backbone.name!r} does not: choose another mode')
     about = [c for c in target.classes for _ in templates()]
     def head():
         texts = [t(c) for c in target.classes for t in templates()]

@@ -61,7 +61,8 @@ class BorderPrompt(AddedPrompt):
 
 def check_border(canvas:int, size:int|None):
     "`BadInput` where an image of `size` pixels leaves no border on the canvas"
-    if size is None or not 0 < size < canvas: raise BadInput(f'size={size!r} leaves no border; give a whole number of pixels from 1 to {canvas - 1} (the canvas has {canvas})')
+    if size is None or not 0 < size < canvas:
+        raise BadInput(f'size={size!r} leaves no border; give a whole number of pixels from 1 to {canvas - 1} (the canvas has {canvas})')
 
 # %% ../nbs/21_prompts.ipynb #f60569b4
 @prompts.register('additive')
@@ -76,7 +77,8 @@ class AdditivePrompt(AddedPrompt):
 
     @staticmethod
     def default_size(canvas, size):
-        if canvas is None: raise BadInput("size=None is not enough for prompt 'additive' without a model; give the edge of the middle that stays free, in pixels")
+        if canvas is None:
+            raise BadInput("size=None is not enough for prompt 'additive' without a model; give the edge of the middle that stays free, in pixels")
         return canvas - 2 * round(canvas * 30 / 224)
 
 def no_size(name:str, size:int|None):
@@ -123,7 +125,8 @@ class MaskedPrompt(Prompt):
         if canvas % 8: raise BadInput(f"prompt='smm' does not fit a canvas of {canvas} pixels: its mask has patches of 8; choose another prompt")
         self.pixels, self.program = canvas, nn.Parameter(torch.zeros(3, canvas, canvas))
         widths, layers = (3, 8, 16, 32, 64), []
-        for k, (i, o) in enumerate(zip(widths, widths[1:])): layers += [nn.Conv2d(i, o, 3, 1, 1), nn.BatchNorm2d(o), nn.ReLU(), *([nn.MaxPool2d(2)] if k < 3 else [])]
+        for k, (i, o) in enumerate(zip(widths, widths[1:])):
+            layers += [nn.Conv2d(i, o, 3, 1, 1), nn.BatchNorm2d(o), nn.ReLU(), *([nn.MaxPool2d(2)] if k < 3 else [])]
         self.masks = nn.Sequential(*layers, nn.Conv2d(widths[-1], 3, 3, 1, 1), nn.Upsample(scale_factor=8))
 
     def forward(self, x): return x + self.masks(x) * self.program

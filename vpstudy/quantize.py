@@ -34,7 +34,8 @@ class FakeQuant(torch.autograd.Function):
         u, step = ctx.saved_tensors
         lo, hi = ctx.ends
         inside = lambda v: torch.ops.aten.hardtanh_backward(v, u, *around(lo, hi, u.dtype)) # v where u is in lo..hi, else 0: one pass instead of three
-        to_step = u.clamp(lo, hi).round_().sub_(inside(u)).mul_(g).sum_to_size(step.shape) if ctx.needs_input_grad[1] else None # code - u inside, code outside: Esser et al. 2020, eq. 3
+        # code - u inside, code outside: Esser et al. 2020, eq. 3
+        to_step = u.clamp(lo, hi).round_().sub_(inside(u)).mul_(g).sum_to_size(step.shape) if ctx.needs_input_grad[1] else None
         return inside(g), to_step, None, None
 
 def fake_quant(x, step, lo:int, hi:int, offset=0.):

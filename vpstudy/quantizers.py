@@ -18,7 +18,8 @@ class WeightQuant(nn.Module):
     def __init__(self, weight, bits:int):
         super().__init__()
         self.bits = bits
-        self.log_step = nn.Parameter(torch.zeros(len(weight), *[1] * (weight.ndim - 1))) # its logarithm: a step stays above 0 and moves in proportion to itself, also under Adam
+        # its logarithm: a step stays above 0 and moves in proportion to itself, also under Adam
+        self.log_step = nn.Parameter(torch.zeros(len(weight), *[1] * (weight.ndim - 1)))
     step = property(lambda self: self.log_step.exp())
     def start(self, w, observer): self.log_step.copy_(observers[observer](w.flatten(1), self.bits, True).log().view_as(self.log_step))
     def forward(self, w): return fake_quant(w, slow(self.step, (w[0].numel() * levels(self.bits, True)[1])**-.5), *levels(self.bits, True))

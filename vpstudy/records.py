@@ -62,19 +62,23 @@ def read_failures(where=None) -> list: # dicts with id and reason
 
 # %% ../nbs/30_records.ipynb #7d60280a
 KEYS = 'schema id setting_id finished setting trial data upstream metrics logits reliability mapping seconds versions machine git'.split()
-PARTS = dict(setting=(), trial=(), data=('n_test', 'actual_shots'), upstream=('accuracy', 'density'), metrics=('accuracy',), logits=('file', 'sha256'), reliability=(), seconds=('train',), versions=(), machine=()) # part -> what it has at least
+# part -> what it has at least
+PARTS = dict(setting=(), trial=(), data=('n_test', 'actual_shots'), upstream=('accuracy', 'density'), metrics=('accuracy',), logits=('file', 'sha256'),
+             reliability=(), seconds=('train',), versions=(), machine=())
 SHARES = 'accuracy', 'ece', 'ece_adaptive', 'ece_classwise', 'ece_temperature'
 
 def check_record(record:dict, name='record') -> dict: # name: what an error calls it
     "The record if it is whole and its ids are those of its content, else `BadInput` with the reason"
-    if not isinstance(record, dict) or record.get('schema') != SCHEMA: raise BadInput(f'{name}: schema {record.get("schema") if isinstance(record, dict) else None!r} is not {SCHEMA}')
+    if not isinstance(record, dict) or record.get('schema') != SCHEMA:
+        raise BadInput(f'{name}: schema {record.get("schema") if isinstance(record, dict) else None!r} is not {SCHEMA}')
     if lost := [k for k in KEYS if k not in record]: raise BadInput(f'{name}: incomplete, without {", ".join(lost)}')
     for part, keys in PARTS.items():
         if not isinstance(record[part], dict): raise BadInput(f'{name}: {part} is {record[part]!r}')
         if lost := [k for k in keys if k not in record[part]]: raise BadInput(f'{name}: incomplete, {part} without {", ".join(lost)}')
     try: setting, trial = Setting(**record['setting']), Trial(**record['trial'])
     except TypeError as e: raise BadInput(f'{name}: its setting or trial is of another version ({e})') from None
-    if (record['id'], record['setting_id']) != (trial.id(setting), setting.id): raise BadInput(f'{name}: its content does not give its id; it was edited or is of another version')
+    if (record['id'], record['setting_id']) != (trial.id(setting), setting.id):
+        raise BadInput(f'{name}: its content does not give its id; it was edited or is of another version')
     for k, v in record['metrics'].items():
         if v is None and k != 'accuracy': continue
         if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v): raise BadInput(f'{name}: {k} is {v!r}, not a number')
@@ -92,7 +96,8 @@ def read_record(path:Path, logits:bool=False) -> dict:
     path = Path(path)
     try: record = parse_record(path.read_text(), path)
     except (OSError, UnicodeDecodeError) as e: raise BadInput(f'{path}: not a readable record ({e})') from None
-    if (path.parent.name, path.stem) != (record['setting_id'], record['id']): raise BadInput(f'{path}: is a copy, it holds the record {record["setting_id"]}/{record["id"]}')
+    if (path.parent.name, path.stem) != (record['setting_id'], record['id']):
+        raise BadInput(f'{path}: is a copy, it holds the record {record["setting_id"]}/{record["id"]}')
     if record['logits']['file'] is None: return record
     file = path.parent/record['logits']['file']
     if not file.exists(): raise BadInput(f'{path}: its logits, {file.name}, are missing')
@@ -119,17 +124,22 @@ def is_done(setting:Setting, trial:Trial, where=None) -> bool:
 def as_table(records:list) -> pd.DataFrame:
     "Records -> one row each: who, where, how much, how good"
     def row(r):
-        s, t = Setting(**r['setting']), r['trial']
-        return dict(setting=s.label, backbone=s.backbone, method=s.method, sparsity=s.sparsity, bits=s.bits, state=s.state, network_seed=s.network_seed, target=t['target'], mode=t['mode'],
-                    shots=t['shots'], seed=t['seed'], epochs=t['epochs'], split=t['split'], weights=s.weights, precision=t['precision'], variant=sha256({k: v for k, v in t.items() if k not in ('target', 'mode', 'shots', 'seed', 'precision')})[:8], n_test=r['data']['n_test'], actual_shots=r['data']['actual_shots'][1], upstream=r['upstream']['accuracy'], density=r['upstream']['density'],
-                    **r['metrics'], semantic=(r['mapping'] or {}).get('semantic'), semantic_by=(r['mapping'] or {}).get('semantic_by'), collisions=(r['mapping'] or {}).get('collisions'), seconds=r['seconds']['train'], setting_id=r['setting_id'], id=r['id'])
+        s, t, mapping = Setting(**r['setting']), r['trial'], r['mapping'] or {}
+        own = {k: getattr(s, k) for k in ('backbone', 'method', 'sparsity', 'bits', 'state', 'network_seed', 'weights')}
+        done = {k: t[k] for k in ('target', 'mode', 'shots', 'seed', 'epochs', 'split', 'precision')}
+        rest = sha256({k: v for k, v in t.items() if k not in ('target', 'mode', 'shots', 'seed', 'precision')})[:8]
+        return dict(setting=s.label, **own, **done, variant=rest, n_test=r['data']['n_test'], actual_shots=r['data']['actual_shots'][1],
+                    upstream=r['upstream']['accuracy'], density=r['upstream']['density'], **r['metrics'],
+                    **{k: mapping.get(k) for k in ('semantic', 'semantic_by', 'collisions')},
+                    seconds=r['seconds']['train'], setting_id=r['setting_id'], id=r['id'])
     return pd.DataFrame([row(r) for r in records])
 
 # %% ../nbs/30_records.ipynb #e4f1b870
 def mixed(records:list) -> list: # of sentences
     "What differs between `records` that should not: code, libraries, precision, processor"
     named = lambda v: 'no commit' if v is None else v['commit'][:10] + (' with changes' if v['dirty'] else '')
-    seen = {'commits': {named(r['git']) for r in records}, 'precisions of prompt training': {r['trial']['precision'] for r in records if r['trial']['prompt'] and r['trial']['mode'] not in ('zero', 'lp_canvas') and r['setting']['bits'] is None}, # these two train none
+    prompted = lambda r: r['trial']['prompt'] and r['trial']['mode'] not in ('zero', 'lp_canvas') and r['setting']['bits'] is None # these two train none
+    seen = {'commits': {named(r['git']) for r in records}, 'precisions of prompt training': {r['trial']['precision'] for r in records if prompted(r)},
             'processors': {r['machine'].get('gpu') or r['machine'].get('cpu') for r in records}}
     for p in ('vpstudy', 'torch', 'numpy'): seen[f'versions of {p}'] = {r['versions'].get(p) for r in records}
     return [f'{len(v)} {k} are mixed: {", ".join(sorted(map(str, v)))}' for k, v in seen.items() if len(v) > 1]

@@ -26,7 +26,8 @@ def by_name(p:Planned, records:list) -> list: # rows of `Study.expected`
     base = dict(backbone=p.params.get('backbone', 'glyphs_resnet'), method=p.params.get('method', 'gmp'), network_seed=p.params.get('network_seed', 0))
     own = {(r['trial']['target'], r['trial']['mode'], r['trial']['shots'], r['trial']['seed']): r for r in records
            if all(r['setting'][k] == v for k, v in {**base, **given}.items()) and all(r['trial'][k] in (None, v) for k, v in options.items())}
-    label = next((Setting(**r['setting']).label for r in own.values()), ' '.join([base['method'], *(f'{v:g}' if isinstance(v, float) else str(v) for v in given.values())]))
+    label = next((Setting(**r['setting']).label for r in own.values()),
+                 ' '.join([base['method'], *(f'{v:g}' if isinstance(v, float) else str(v) for v in given.values())]))
     points = [(Path(q['targets']).stem if str(q['targets']).endswith('.parquet') else q['targets'], q['modes'], q['shots'], q['seeds']) for q in p.points]
     kind = {k: next((r['setting'][k] for r in own.values()), given.get(k)) for k in ('bits', 'state')} # of a checkpoint the file says it
     return [dict(base, id=own[q]['id'] if q in own else None, setting=label, **kind, **dict(zip(('target', 'mode', 'shots', 'seed'), q))) for q in points]
@@ -42,7 +43,10 @@ class Study:
         plan, (every, self.unreadable) = plan_study(file), read_all(records)
         self.unresolved, rows = [], []
         for p in plan:
-            if p.setting: rows += [dict(id=i, setting=p.setting.label, backbone=p.setting.backbone, method=p.setting.method, bits=p.setting.bits, state=p.setting.state, network_seed=p.setting.network_seed, target=t.target, mode=t.mode, shots=t.shots, seed=t.seed) for i, (_, t) in zip(p.ids, p.trials)]
+            if p.setting:
+                own = {k: getattr(p.setting, k) for k in ('backbone', 'method', 'bits', 'state', 'network_seed')}
+                rows += [dict(own, id=i, setting=p.setting.label, **{k: getattr(t, k) for k in ('target', 'mode', 'shots', 'seed')})
+                         for i, (_, t) in zip(p.ids, p.trials)]
             else:
                 self.unresolved.append(f'{p.label}: {p.unresolved}')
                 rows += by_name(p, every)
@@ -64,12 +68,19 @@ class Study:
 
     def rests_on(self) -> str:
         "Markdown: how many trials, on what machine, what is missing or mixed"
-        lines = [f'{len(self.found)} of {len(self.expected)} trials have a record' + ('.' if self.missing.empty else f'; **{len(self.missing)} are missing**, listed at the end. Everything below is of what is there.')]
-        lines += [f'**{s}**' for s in self.lost()] + [f'**Not on this machine, its records are known by their names only:** {u}.' for u in self.unresolved] + [f'**Not readable, left out:** {b}' for b in self.unreadable]
+        lines = [f'{len(self.found)} of {len(self.expected)} trials have a record'
+                 + ('.' if self.missing.empty else f'; **{len(self.missing)} are missing**, listed at the end. Everything below is of what is there.')]
+        lines += [f'**{s}**' for s in self.lost()]
+        lines += [f'**Not on this machine, its records are known by their names only:** {u}.' for u in self.unresolved]
+        lines += [f'**Not readable, left out:** {b}' for b in self.unreadable]
         if self.found:
             t, seconds = self.table, sum(sum(r['seconds'].get(k, 0) for k in ('prepare', 'train', 'evaluate')) for r in self.found)
             each = lambda get: ', '.join(sorted({str(get(r)) for r in self.found}))
-            lines += [f"{t.seed.nunique()} seeds, {t.network_seed.nunique()} network(s); {', '.join(f'{n} test images of {name}' for name, n in t.groupby('target').n_test.first().items())}, scored once a trial. {each(lambda r: r['machine'].get('gpu') or r['machine'].get('cpu'))}; {each(lambda r: r['machine'].get('precision'))}; torch {each(lambda r: r['versions'].get('torch'))}. Trials took {seconds / 60:.0f} minutes in all."]
+            images = ', '.join(f'{n} test images of {name}' for name, n in t.groupby('target').n_test.first().items())
+            machine = '; '.join([each(lambda r: r['machine'].get('gpu') or r['machine'].get('cpu')), each(lambda r: r['machine'].get('precision')),
+                                 f"torch {each(lambda r: r['versions'].get('torch'))}"])
+            lines += [f'{t.seed.nunique()} seeds, {t.network_seed.nunique()} network(s); {images}, scored once a trial. {machine}. '
+                      f'Trials took {seconds / 60:.0f} minutes in all.']
             lines += [f'**Mixed:** {w}.' for w in mixed(self.found)]
         return '\n\n'.join(lines)
 
@@ -82,7 +93,8 @@ class Study:
             kind = kinds(rows)
             if only and not kind.isin(only).any(): continue
             rows = rows[kind.isin([*only, 'dense'])] if only else rows
-            yield ', '.join([b] * several_b + [target] * several_t), [self.found[i] for i in rows.index], rows.reset_index(drop=True), '_'.join([name] + [b] * several_b + [target] * several_t)
+            about = [b] * several_b + [target] * several_t
+            yield ', '.join(about), [self.found[i] for i in rows.index], rows.reset_index(drop=True), '_'.join([name, *about])
 
     def planned(self, rows, *only) -> pd.DataFrame: # rows of `expected`
         "What was to be there of the backbones and targets of `rows`, of the kinds `only`"
@@ -94,7 +106,9 @@ class Study:
         from IPython.display import Markdown, display
         import matplotlib.pyplot as plt
         if isinstance(fig, str): display(Markdown(fig)); return
-        if missing: fig.text(0, 0, missing, fontsize=7, color='.4', va='top', transform=fig.transFigure + ScaledTranslation(0, -.4, fig.dpi_scale_trans)) # below its own footnote
+        if missing:
+            # below its own footnote
+            fig.text(0, 0, missing, fontsize=7, color='.4', va='top', transform=fig.transFigure + ScaledTranslation(0, -.4, fig.dpi_scale_trans))
         if self.figures: save_figure(fig, name, self.figures)
         display(fig); plt.close(fig)
 
@@ -120,8 +134,10 @@ class Study:
         if self.missing.empty: display(Markdown('Nothing: every expected trial has a record.')); return
         if self.figures: write_atomic(Path(self.figures)/'missing.csv', self.missing.to_csv(index=False))
         several = lambda values: ', '.join(map(str, values))
-        table = self.missing.groupby(['backbone', 'setting', 'network_seed', 'target'], sort=False).agg(trials=('seed', 'size'), modes=('mode', lambda m: several(mode_order(m))), shots=('shots', lambda n: several(shot_order(n))), seeds=('seed', lambda s: several(sorted(set(s)))))
-        display(table.reset_index().style.hide(axis='index'))
+        table = self.missing.groupby(['backbone', 'setting', 'network_seed', 'target'], sort=False, as_index=False).agg(
+            trials=('seed', 'size'), modes=('mode', lambda m: several(mode_order(m))), shots=('shots', lambda n: several(shot_order(n))),
+            seeds=('seed', lambda s: several(sorted(set(s)))))
+        display(table.style.hide(axis='index'))
 
 # %% ../nbs/35_report.ipynb #fa34bd7f
 def source_pictures(backbone:str, names:list, index:list) -> dict: # name -> [h, w, 3], values 0 to 1
@@ -161,7 +177,9 @@ pre{overflow-x:auto;background:#f6f6f6;padding:.5rem;font-size:.8rem}"""
 def page(title:str, body:str, links:dict, here:str) -> str: # links: file -> title
     "A whole HTML page around `body`, with links to the others"
     nav = ''.join(f'<a href="{file}"{" aria-current=page" if file == here else ""}>{escape(name)}</a>' for file, name in links.items())
-    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,"><title>{escape(title)}</title><style>{CSS}</style></head><body><nav>{nav}</nav>{body}</body></html>'
+    head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+            f'<title>{escape(title)}</title><style>{CSS}</style>')
+    return f'<!doctype html><html lang="en"><head>{head}</head><body><nav>{nav}</nav>{body}</body></html>'
 
 def cells_html(notebook) -> tuple: # of an executed notebook: (title, HTML)
     "What a reader sees of an executed notebook: prose, tables, pictures; not code, not progress"
@@ -190,7 +208,8 @@ def write_site(notebooks:list, where, failed:dict={}) -> Path: # notebooks: exec
     for file, (title, body) in made.items(): write_atomic(where/file, page(title, body, links, file))
     listed = ''.join(f'<li><a href="{file}">{escape(title)}</a></li>' for file, (title, _) in made.items())
     lost = ''.join(f'<p>{escape(n)} could not be drawn: {escape(why)}</p>' for n, why in failed.items())
-    return write_atomic(where/'index.html', page(where.name, f'<h1>{escape(where.name)}</h1><p>Reports of one study, from its records only.</p><ul>{listed}</ul>{lost}', links, 'index.html'))
+    body = f'<h1>{escape(where.name)}</h1><p>Reports of one study, from its records only.</p><ul>{listed}</ul>{lost}'
+    return write_atomic(where/'index.html', page(where.name, body, links, 'index.html'))
 
 def write_contents(where) -> Path:
     "The first page over several sites: each study under `where`, and what it concludes; returns it"

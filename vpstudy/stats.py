@@ -17,7 +17,8 @@ def paired(
     table:pd.DataFrame, # of `records.as_table`
     metric:str='accuracy',
 ) -> pd.DataFrame: # one row a compressed trial that has its dense twin: PAIRED_BY, setting, difference
-    "Difference of every compressed trial to one dense trial with the same everything else: of the same weights it came from and in the same precision if there are several, else of the first variant of weights"
+    """Difference of every compressed trial to one dense trial with the same everything else:
+    of the weights it came from and in the same precision if there are several, else of the first variant of weights"""
     dense = table.loc[table.method == 'dense', [*PAIRED_BY, 'weights', 'precision', metric]].rename(columns={metric: 'dense'})
     out = table[table.method != 'dense'].merge(dense, on=PAIRED_BY, suffixes=('', '_dense'))
     out = out.assign(other_weights=out.weights != out.weights_dense, other_precision=out.precision != out.precision_dense)
@@ -30,7 +31,8 @@ def crossed_interval(
     images=None, # the mean difference on resamples of the test images, [draws]; None: images are taken as given
     level:float=.95,
 ) -> dict: # mean, se, df, low, high; unbounded where there is one value of each kind
-    "Mean and interval over networks, seeds and test images: the variance of the crossed bootstrap (Owen 2007) corrected for few levels, Student's quantile. A kind with one level - a single network - is taken as given"
+    """Mean and interval over networks, seeds and test images: the variance of the crossed bootstrap (Owen 2007) corrected for few levels,
+    Student's quantile. A kind with one level - a single network - is taken as given"""
     d = np.asarray(d, float)
     if d.ndim != 2: raise BadInput(f'differences of shape {d.shape} are not allowed; give [networks, seeds]')
     there = ~np.isnan(d)
@@ -95,7 +97,8 @@ def judge(
     if not margin > 0: raise BadInput(f'margin={margin!r} is not allowed; give what difference would matter, above 0')
     se, known = rows.se.clip(lower=1e-12), np.isfinite(rows.se) & (rows.se > 0) & (rows.df > 0)
     beyond = lambda edge, side: np.where(known, getattr(stats.t, side)((rows['mean'] - edge) / se, rows.df.clip(lower=1e-9)), 1.)
-    p = dict(worse=2 * beyond(-margin, 'cdf'), better=2 * beyond(margin, 'sf'), close=np.maximum(beyond(-margin, 'sf'), beyond(margin, 'cdf'))) # an interval of 95 % leaves 2.5 % on each side
+    # an interval of 95 % leaves 2.5 % on each side
+    p = dict(worse=2 * beyond(-margin, 'cdf'), better=2 * beyond(margin, 'sf'), close=np.maximum(beyond(-margin, 'sf'), beyond(margin, 'cdf')))
     p = {k: np.minimum(v, 1) for k, v in p.items()}
     adjusted = {k: holm(v) for k, v in p.items()}
     verdict = np.select([v < level for v in adjusted.values()], [*p], 'undecided')

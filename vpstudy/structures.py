@@ -62,7 +62,8 @@ def depth(state:dict, pattern:str) -> int:
 def deit_of(width:int, layers:int, path) -> str:
     "Which DeiT has this width and depth"
     known = {(192, 12): 'deit_tiny', (384, 12): 'deit_small'}
-    if (width, layers) not in known: raise BadInput(f'{path}: a transformer of width {width} and {layers} layers is not known; known are {", ".join(f"{v} ({k[0]}, {k[1]})" for k, v in known.items())}')
+    if (width, layers) not in known:
+        raise BadInput(f'{path}: a transformer of width {width} and {layers} layers is not known; known are {", ".join(f"{v} ({k[0]}, {k[1]})" for k, v in known.items())}')
     return known[width, layers]
 
 class Timm:
@@ -73,7 +74,8 @@ class Timm:
         try:
             width, n = s['cls_token'].shape[-1], depth(s, r'blocks\.(\d+)\.')
             heads, whole = width // 64, deit_of(width, n, raw.path)
-            dims, hidden = [s[f'blocks.{i}.attn.qkv.weight'].shape[0] // (3 * heads) for i in range(n)], [s[f'blocks.{i}.mlp.fc1.weight'].shape[0] for i in range(n)]
+            dims, hidden = ([s[f'blocks.{i}.attn.qkv.weight'].shape[0] // (3 * heads) for i in range(n)],
+                            [s[f'blocks.{i}.mlp.fc1.weight'].shape[0] for i in range(n)])
         except (KeyError, ZeroDivisionError) as e: raise BadInput(f'{raw.path}: incomplete for a DeiT: {e} is missing') from None
         if {*dims} == {64} and {*hidden} == {4 * width}: return Translated(whole, s)
         return Translated(f'{whole}_narrow', s, dict(width=width, heads=heads, attention=dims, hidden=hidden))
@@ -85,8 +87,10 @@ class NarrowClip(nn.Module):
     def __init__(self, image:dict, text:dict, embed:int): # a tower each: width, heads, attention, hidden; image: patch, pixels; text: context, vocabulary
         super().__init__()
         from open_clip.model import CLIP
-        self.clip = CLIP(embed, dict(image_size=image['pixels'], patch_size=image['patch'], layers=len(image['hidden']), width=image['width'], head_width=image['width'] // image['heads']),
-                         dict(context_length=text['context'], vocab_size=text['vocabulary'], width=text['width'], heads=text['heads'], layers=len(text['hidden'])), quick_gelu=True)
+        vision = dict(image_size=image['pixels'], patch_size=image['patch'], layers=len(image['hidden']), width=image['width'],
+                      head_width=image['width'] // image['heads'])
+        reads = dict(context_length=text['context'], vocab_size=text['vocabulary'], width=text['width'], heads=text['heads'], layers=len(text['hidden']))
+        self.clip = CLIP(embed, vision, reads, quick_gelu=True)
         for tower, at in ((image, self.clip.visual.transformer), (text, self.clip.transformer)):
             for block, d, h in zip(at.resblocks, tower['attention'], tower['hidden']):
                 block.attn = NarrowMHA(tower['width'], tower['heads'], d)
@@ -119,15 +123,20 @@ class UPopClip:
         def tower(prefix, width):
             n, heads = depth(s, re.escape(prefix) + r'(\d+)\.'), width // 64
             layer = lambda i, k: s[f'{prefix}{i}.{k}'].shape[0]
-            return dict(width=width, heads=heads, attention=[layer(i, 'attn.in_proj_weight') // (3 * heads) for i in range(n)], hidden=[layer(i, 'mlp.c_fc.weight') for i in range(n)])
+            return dict(width=width, heads=heads, attention=[layer(i, 'attn.in_proj_weight') // (3 * heads) for i in range(n)],
+                        hidden=[layer(i, 'mlp.c_fc.weight') for i in range(n)])
         try:
             patch = s['visual.conv1.weight'].shape[-1]
-            image = dict(tower('visual.transformer.resblocks.', s['visual.conv1.weight'].shape[0]), patch=patch, pixels=patch * round((len(s['visual.positional_embedding']) - 1)**.5))
-            text = dict(tower('transformer.resblocks.', s['token_embedding.weight'].shape[1]), context=len(s['positional_embedding']), vocabulary=len(s['token_embedding.weight']))
+            image = dict(tower('visual.transformer.resblocks.', s['visual.conv1.weight'].shape[0]), patch=patch,
+                         pixels=patch * round((len(s['visual.positional_embedding']) - 1)**.5))
+            text = dict(tower('transformer.resblocks.', s['token_embedding.weight'].shape[1]), context=len(s['positional_embedding']),
+                        vocabulary=len(s['token_embedding.weight']))
             embed = s['text_projection'].shape[1]
         except (KeyError, ZeroDivisionError) as e: raise BadInput(f'{raw.path}: incomplete for a CLIP: {e} is missing') from None
-        if (patch, image['pixels']) not in CLIPS: raise BadInput(f"{raw.path}: a CLIP with patches of {patch} on {image['pixels']} pixels is not known; known are {', '.join(f'{v} {k}' for k, v in CLIPS.items())}")
-        return Translated(f"{CLIPS[patch, image['pixels']]}_narrow", {f'clip.{k}': v for k, v in s.items()}, dict(image=image, text=text, embed=embed), unmatched=dropped)
+        if (patch, image['pixels']) not in CLIPS:
+            raise BadInput(f"{raw.path}: a CLIP with patches of {patch} on {image['pixels']} pixels is not known; known are {', '.join(f'{v} {k}' for k, v in CLIPS.items())}")
+        return Translated(f"{CLIPS[patch, image['pixels']]}_narrow", {f'clip.{k}': v for k, v in s.items()}, dict(image=image, text=text, embed=embed),
+                          unmatched=dropped)
 dialects['upop_clip'] = UPopClip
 
 # %% ../nbs/13a_structures.ipynb #b885306d
@@ -158,9 +167,12 @@ class VVT:
             n, alpha, init, beta = (s.pop(f'{q}.{k}', None) for k in ('nbits', 'alpha', 'init_state', 'beta'))
             if n is None or alpha is None or init is None: raise BadInput(f'{raw.path}: quantizer {q!r} is incomplete; it needs nbits, alpha and init_state')
             if n.numel() != 1: raise BadInput(f'{raw.path}: quantizer {q!r} has {n.numel()} bit widths, one a head; only layer-wise quantizers can be loaded')
-            if init.numel() != 1 or float(init) != 1: raise BadInput(f'{raw.path}: quantizer {q!r} was never calibrated (init_state {init.flatten()[0]:g}); its results would depend on the first batch it sees. Run it on training images first')
+            if init.numel() != 1 or float(init) != 1:
+                raise BadInput(f'{raw.path}: quantizer {q!r} was never calibrated (init_state {init.flatten()[0]:g}); '
+                               'its results would depend on the first batch it sees. Run it on training images first')
             b = float(n)
-            if b not in range(2, 9) or alpha.shape != (7,): raise BadInput(f'{raw.path}: quantizer {q!r} says {b:g} bits and has {alpha.numel()} steps; allowed are 2 to 8 bits and 7 steps')
+            if b not in range(2, 9) or alpha.shape != (7,):
+                raise BadInput(f'{raw.path}: quantizer {q!r} says {b:g} bits and has {alpha.numel()} steps; allowed are 2 to 8 bits and 7 steps')
             if q.endswith('.mlp.quant2') and beta is None: raise BadInput(f'{raw.path}: quantizer {q!r} has no beta; after the GELU numbers are shifted')
             if beta is not None and beta.shape != (7,): raise BadInput(f'{raw.path}: quantizer {q!r} has {beta.numel()} offsets; it needs 7')
             bits[q], step[q], offset[q] = int(b), alpha[int(b) - 2].clamp(min=1e-4), torch.tensor(0.) if beta is None else beta[int(b) - 2] # the authors' floor
@@ -172,18 +184,22 @@ class VVT:
         try:
             width, n = s['cls_token'].shape[-1], depth(s, r'blocks\.(\d+)\.')
             own = [{p: bits[f'blocks.{i}.{part}.{p}'] for part, names in PLACES.items() for p in names} for i in range(n)]
-            options = dict(width=width, heads=width // 64, hidden=[len(s[f'blocks.{i}.mlp.fc1.weight']) for i in range(n)], bits=own, outer={k: bits[k] for k in ('patch_embed.quant', 'quant')})
+            options = dict(width=width, heads=width // 64, hidden=[len(s[f'blocks.{i}.mlp.fc1.weight']) for i in range(n)], bits=own,
+                           outer={k: bits[k] for k in ('patch_embed.quant', 'quant')})
             if deit_of(width, n, raw.path) != 'deit_tiny': raise BadInput(f'{raw.path}: VVT in this form is a DeiT-Tiny')
-            expected = ['patch_embed.proj', 'head', *(f'blocks.{i}.{l}' for i in range(n) for l in ('attn.proj_q', 'attn.proj_k', 'attn.proj_v', 'attn.proj', 'mlp.fc1', 'mlp.fc2'))]
+            expected = ['patch_embed.proj', 'head',
+                        *(f'blocks.{i}.{l}' for i in range(n) for l in ('attn.proj_q', 'attn.proj_k', 'attn.proj_v', 'attn.proj', 'mlp.fc1', 'mlp.fc2'))]
         except KeyError as e: raise BadInput(f'{raw.path}: incomplete for a quantized DeiT: {e} is missing') from None
-        if lost := [l for l in expected if l not in layers]: raise BadInput(f'{raw.path}: layer {lost[0]!r} has no quantizer; a quantized DeiT has one on every weight')
+        if lost := [l for l in expected if l not in layers]:
+            raise BadInput(f'{raw.path}: layer {lost[0]!r} has no quantizer; a quantized DeiT has one on every weight')
         return Translated('deit_quant', s, options, {q: bits[q] for q in layers})
 dialects['vvt'] = VVT
 
 # %% ../nbs/13a_structures.ipynb #8befcc00
 def inspect(c) -> dict:
     "What a checkpoint is: dialect, container, architecture, density, layers, unmatched"
-    return dict(dialect=c.dialect, container=c.container, architecture=c.translated.architecture, density=c.density(), layers=c.layers(), unmatched=c.translated.unmatched)
+    return dict(dialect=c.dialect, container=c.container, architecture=c.translated.architecture, density=c.density(), layers=c.layers(),
+                unmatched=c.translated.unmatched)
 
 def verify(c, density:float|None=None, tolerance:float=.005, data:str|None=None) -> dict:
     "{density, accuracy, n, ok}: density against what is claimed, top-1 on a labelled pack"
@@ -200,7 +216,8 @@ def main(argv=None):
     "The console script `vpstudy_checkpoint`"
     p = argparse.ArgumentParser('vpstudy_checkpoint', description="Look at other people's compressed checkpoints, convert them, measure them")
     sub = p.add_subparsers(dest='command', required=True)
-    for name, what, files in (('inspect', 'say what a file is', 'FILE [MASK]'), ('convert', 'write it as safetensors', 'FILE [MASK] OUT.safetensors'), ('verify', 'measure its density and top-1', 'FILE [MASK]')):
+    for name, what, files in (('inspect', 'say what a file is', 'FILE [MASK]'), ('convert', 'write it as safetensors', 'FILE [MASK] OUT.safetensors'),
+                              ('verify', 'measure its density and top-1', 'FILE [MASK]')):
         s = sub.add_parser(name, help=what)
         s.add_argument('files', nargs='+', metavar='FILE', help=files)
         s.add_argument('--json', action='store_true', help='print the result as JSON')
@@ -214,11 +231,13 @@ def main(argv=None):
         out, files = (a.files[-1], a.files[:-1]) if a.command == 'convert' else (None, a.files)
         if not 1 <= len(files) <= 2: raise BadInput(f'{len(a.files)} files were given; give {"FILE [MASK] OUT" if out else "FILE [MASK]"}')
         c = open_checkpoint(*files)
-        said = inspect(c) if a.command == 'inspect' else verify(c, a.density, a.tolerance, a.data) if a.command == 'verify' else dict(out=str(save_checkpoint(c, out)), architecture=c.translated.architecture, density=c.density())
+        said = (inspect(c) if a.command == 'inspect' else verify(c, a.density, a.tolerance, a.data) if a.command == 'verify'
+                else dict(out=str(save_checkpoint(c, out)), architecture=c.translated.architecture, density=c.density()))
     except (BadInput, OSError) as e: sys.exit(f'vpstudy_checkpoint: {e}')
     if a.json: print(json.dumps(said))
     else:
         layers = said.pop('layers', [])
         print(*(f'{k}: {v:.4f}' if isinstance(v, float) else f'{k}: {len(v)}' if isinstance(v, list) else f'{k}: {v}' for k, v in said.items()), sep=', ')
         for l in layers: print(f"{l['name']:36} {'x'.join(map(str, l['shape'])):18} density {l['density']:.4f}  {l['bits']} bits")
-    if a.command == 'verify' and not said['ok']: sys.exit(f"vpstudy_checkpoint: density {said['density']:.4f} is not the {a.density} that was claimed (tolerance {a.tolerance})")
+    if a.command == 'verify' and not said['ok']:
+        sys.exit(f"vpstudy_checkpoint: density {said['density']:.4f} is not the {a.density} that was claimed (tolerance {a.tolerance})")

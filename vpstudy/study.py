@@ -26,11 +26,13 @@ AXES = 'targets', 'shots', 'modes', 'seeds'
 
 def grid(targets, modes, shots, seeds, exclude=None) -> list: # dicts of AXES; `exclude`: dicts of some AXES, one value or many each
     "Every combination that is not excluded, in the order listed"
-    lists = dict(targets=[str(t) for t in as_list(targets, 'targets')], shots=as_list(shots, 'shots'), modes=as_list(modes, 'modes'), seeds=as_list(seeds, 'seeds'))
+    lists = dict(targets=[str(t) for t in as_list(targets, 'targets')], shots=as_list(shots, 'shots'), modes=as_list(modes, 'modes'),
+                 seeds=as_list(seeds, 'seeds'))
     for n in lists['shots']: check_shots(n)
     for m in lists['modes']: mode_registry[str(m)]
     for e in exclude or []:
-        if not isinstance(e, dict) or not e or set(e) - set(AXES): raise BadInput(f'exclude={e!r} is not allowed; give some of {", ".join(AXES)}, e.g. {{targets: dtd, shots: [50, 100]}}')
+        if not isinstance(e, dict) or not e or set(e) - set(AXES):
+            raise BadInput(f'exclude={e!r} is not allowed; give some of {", ".join(AXES)}, e.g. {{targets: dtd, shots: [50, 100]}}')
     drop = [{k: as_list(v, k) for k, v in e.items()} for e in exclude or []]
     points = [dict(zip(AXES, p)) for p in itertools.product(*(lists[k] for k in AXES))]
     return [p for p in points if not any(all(p[k] in e[k] for k in e) for e in drop)]
@@ -48,14 +50,17 @@ def resolve(
     setting = make_setting(backbone, method, weights, network_seed, images, **own)
     model = backbones[setting.backbone]
     if setting.bits is not None: # levels would not survive bf16
-        if options.get('precision', 'auto') not in ('auto', 'fp32'): raise BadInput(f"precision={options['precision']!r} is not allowed: {setting.label} is quantized and runs in fp32; leave it out")
+        if options.get('precision', 'auto') not in ('auto', 'fp32'):
+            raise BadInput(f"precision={options['precision']!r} is not allowed: {setting.label} is quantized and runs in fp32; leave it out")
         options['precision'] = 'fp32'
     check_options(options)
-    if together is not None and (type(together) is not int or together < 0): raise BadInput(f'together={together!r} is not allowed; give a number of images, e.g. 64, or 0 to train each trial alone')
+    if together is not None and (type(together) is not int or together < 0):
+        raise BadInput(f'together={together!r} is not allowed; give a number of images, e.g. 64, or 0 to train each trial alone')
     points = grid(targets, modes, shots, seeds, exclude)
     if not points: raise BadInput(f'exclude={exclude!r} leaves no trial; exclude less')
     chosen = [mode_registry[m] for m in as_list(modes)]
-    for k, default, has in (('prompt', None, 'prompted'), ('size', None, 'prompted'), ('lr', None, 'learns'), ('batch', None, 'learns'), ('epochs', 100, 'learns'), ('votes', 'training', 'updates'), ('mapping_interval', 1, 'updates')):
+    for k, default, has in (('prompt', None, 'prompted'), ('size', None, 'prompted'), ('lr', None, 'learns'), ('batch', None, 'learns'),
+                            ('epochs', 100, 'learns'), ('votes', 'training', 'updates'), ('mapping_interval', 1, 'updates')):
         if options.get(k, default) != default and not any(getattr(m, has) for m in chosen):
             raise BadInput(f"{k}={options[k]!r} is not allowed: none of the modes {', '.join(as_list(modes))} has it; leave it out")
     make = partial(make_trial, device=resolve_device(device), model=model, **options)
@@ -63,7 +68,8 @@ def resolve(
 
 def check_options(options:dict):
     "`BadInput` for what is no parameter of a trial"
-    if unknown := set(options) - set(inspect.signature(make_trial).parameters): raise BadInput(f'parameter {min(unknown)!r} (= {options[min(unknown)]!r}) is unknown; allowed are those of run.ipynb')
+    if unknown := set(options) - set(inspect.signature(make_trial).parameters):
+        raise BadInput(f'parameter {min(unknown)!r} (= {options[min(unknown)]!r}) is unknown; allowed are those of run.ipynb')
 
 # %% ../nbs/32_study.ipynb #98cd9d01
 def missing(setting:Setting, trials:list, records=None) -> list:
@@ -81,7 +87,8 @@ def check_same_weights(setting:Setting, upstream:dict, records=None):
             if r['setting_id'] == setting.id: yield 'a packed table', r
     where, other = next(known(), (None, None))
     if other and other['upstream']['weights_sha256'] != upstream['weights_sha256']:
-        raise BadInput(f"{where} was made with weights {other['upstream']['weights_sha256'][:10]}, data/checkpoints now holds {upstream['weights_sha256'][:10]} for {setting.id}; bring the old checkpoint back, or move {folder} away")
+        raise BadInput(f"{where} was made with weights {other['upstream']['weights_sha256'][:10]}, data/checkpoints now holds "
+                       f"{upstream['weights_sha256'][:10]} for {setting.id}; bring the old checkpoint back, or move {folder} away")
 
 @lru_cache(maxsize=1)
 def _frozen(setting, precision, device): return Frozen(compressed(setting), precision, device)
@@ -94,7 +101,8 @@ def out_of_memory(e:Exception) -> bool:
 def _run_group(setting, target, trials, wanted, precision, upstream, records, device):
     "Run trials side by side and write the records of those that are wanted"
     frozen = _frozen(setting, precision, device)
-    if frozen.backbone.upstream['weights_sha256'] != upstream['weights_sha256']: raise BadInput(f'the checkpoint of {setting.id} was replaced while its trials ran; start again')
+    if frozen.backbone.upstream['weights_sha256'] != upstream['weights_sha256']:
+        raise BadInput(f'the checkpoint of {setting.id} was replaced while its trials ran; start again')
     usual = frozen.__dict__.setdefault('usual_batch', frozen.batch)
     while True:
         try: results = run_trials(frozen, get_target(target), trials); break
@@ -110,7 +118,8 @@ def _run_group(setting, target, trials, wanted, precision, upstream, records, de
 
 def _why(e:Exception) -> str:
     "The reason for a note"
-    if out_of_memory(e): return f'out of memory ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}); run it where there is more, or with a smaller batch'
+    if out_of_memory(e):
+        return f'out of memory ({str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}); run it where there is more, or with a smaller batch'
     return str(e) if isinstance(e, BadInput) else f'{type(e).__name__}: {e}'
 
 def _attempt(setting, target, trials, wanted, *rest):
@@ -139,11 +148,13 @@ TOGETHER = 256 # images of a step on a GPU
 
 def _calls(setting, trials, todo, together, records, device, upstream):
     "Arguments of `_attempt` for each group with a trial to run, long ones first: all cores end together"
-    precision, todo = next((t.precision for _, t in trials if t.precision != 'fp32'), 'fp32'), {t for _, t in todo} # one backbone serves all: what trains no prompt runs in its fp32 half
+    # one backbone serves all: what trains no prompt runs in its fp32 half
+    precision, todo = next((t.precision for _, t in trials if t.precision != 'fp32'), 'fp32'), {t for _, t in todo}
     if together is None: together = TOGETHER if resolve_device(device).type == 'cuda' else 0
     calls = [(p[0][0], [t for _, t in p], [t for _, t in p if t in todo]) for p in grouped(trials, together)]
     images = lambda target, ts, _: len(ts) * (len(target.labels['train']) if ts[0].shots == 'full' else ts[0].shots)
-    return [(setting, target.ref or target.name, ts, wanted, precision, upstream, records, device) for target, ts, wanted in sorted(calls, key=lambda c: -images(*c)) if wanted]
+    return [(setting, target.ref or target.name, ts, wanted, precision, upstream, records, device)
+            for target, ts, wanted in sorted(calls, key=lambda c: -images(*c)) if wanted]
 
 def run_setting(
     setting:Setting, trials:list, # of `resolve`
@@ -171,8 +182,10 @@ def run_setting(
         done = in_processes(_attempt, calls, workers) if workers > 1 else ((c, _attempt(*c)) for c in calls)
         for trial, why in progress(((t.id(setting), why) for (_, _, _, wanted, *_), why in done for t in wanted), 'trials', total=len(todo)):
             n += 1
-            if reason := why if isinstance(why, str) else why.get(trial): failed[trial] = reason; write_failure(setting.id, reason, trial, records) # a sentence: their process was killed
-    except OSError as e: raise BadInput(f'{e.strerror or e} ({e.filename or f"in {folder} or {data_path()}"}): stopped; finished trials ({n} of {len(todo)}) are kept, so mend it and run again') from None
+            if reason := why if isinstance(why, str) else why.get(trial):
+                failed[trial] = reason; write_failure(setting.id, reason, trial, records) # a sentence: their process was killed
+    except OSError as e:
+        raise BadInput(f'{e.strerror or e} ({e.filename or f"in {folder} or {data_path()}"}): stopped; finished trials ({n} of {len(todo)}) are kept, so mend it and run again') from None
     finally: set_threads()
     if failed: raise BadInput(f'{len(failed)} of {len(todo)} trials failed, e.g. {next(iter(failed))}: {next(iter(failed.values()))}; all others have a record')
     return len(todo)

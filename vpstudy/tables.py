@@ -34,7 +34,8 @@ def pack(
     if out.suffix != '.parquet': raise BadInput(f'{str(out)!r} is not the name of a table; give one that ends in .parquet')
     found, bad = read_records(where)
     rows, kept = {}, {row['id']: row for path in table_files(where) for row in read_table(path)[0]}
-    seen = {**({row['id']: row for row in read_table(out)[0]} if out.exists() else {}), **kept} # the table that is replaced knows the images of what was unpacked from it
+    # the table that is replaced knows the images of what was unpacked from it
+    seen = {**({row['id']: row for row in read_table(out)[0]} if out.exists() else {}), **kept}
     for record in found:
         try: rows[record['id']] = dict(id=record['id'], record=record, **_images(record, folder))
         except BadInput as e: bad.append(str(e)); continue
@@ -66,7 +67,8 @@ def _read_table(path, mtime, size): # a table that has changed is read again
             row['record'] = parse_record(row['record'] or '', f'{path}, row {i}')
             accuracy, right = row['record']['metrics']['accuracy'], row['correct']
             if row['id'] != row['record']['id']: raise BadInput(f'{path}, row {i}: called {row["id"]}, holds the record {row["record"]["id"]}')
-            if right is not None and (len(right) != row['record']['data']['n_test'] or abs(np.mean(right) - accuracy) > 1e-9): raise BadInput(f'{path}, row {i}: its images do not give the accuracy of its record, {accuracy}')
+            if right is not None and (len(right) != row['record']['data']['n_test'] or abs(np.mean(right) - accuracy) > 1e-9):
+                raise BadInput(f'{path}, row {i}: its images do not give the accuracy of its record, {accuracy}')
             good.append(row)
         except BadInput as e: bad.append(str(e))
     return good, bad
@@ -99,7 +101,8 @@ def read_all(where=None) -> tuple: # (list of records, list of reasons)
     "Every whole record once, of the directory and of packed tables, and why others were left out"
     (found, bad), (packed, more) = read_records(where), read_tables(where)
     own = {r['id']: r for r in found}
-    differ = [f'{id}: packed with another result than its record has; the record is used' for id, r in packed.items() if id in own and r['metrics'] != own[id]['metrics']]
+    differ = [f'{id}: packed with another result than its record has; the record is used' for id, r in packed.items()
+              if id in own and r['metrics'] != own[id]['metrics']]
     return [r for _, r in sorted({**packed, **own}.items())], bad + more + differ
 
 def find_record(setting:Setting, trial:Trial, where=None) -> dict|None:
@@ -112,14 +115,16 @@ def unpack(table, where=None) -> dict: # restored, there (had a record already),
     rows, bad = read_table(table)
     todo = [(records_path(where)/r['setting_id']/f'{r["id"]}.json', r) for r in (row['record'] for row in rows)]
     new = [(path, r) for path, r in todo if not path.exists()]
-    for path, r in new: write_atomic(path, json.dumps({**r, 'logits': dict(r['logits'], file=None, packed=Path(table).name)}, indent=1, allow_nan=False), first=True)
+    for path, r in new:
+        write_atomic(path, json.dumps({**r, 'logits': dict(r['logits'], file=None, packed=Path(table).name)}, indent=1, allow_nan=False), first=True)
     return dict(restored=len(new), there=len(todo) - len(new), left_out=bad)
 
 # %% ../nbs/30a_tables.ipynb #5b1893ba
 def read_images(records:list, where=None) -> dict: # id -> (correct [n], confidence [n])
     "What became of every test image of these trials: from a packed table, else from the logits beside a record; a trial that has neither is left out"
     ids, folder = {r['id'] for r in records}, records_path(where)
-    out = {row['id']: (np.array(row['correct'], float), np.array(row['confidence'], float)) for path in table_files(where) for row in read_table(path)[0] if row['id'] in ids and row['correct'] is not None}
+    out = {row['id']: (np.array(row['correct'], float), np.array(row['confidence'], float)) for path in table_files(where) for row in read_table(path)[0]
+           if row['id'] in ids and row['correct'] is not None}
     for r in records:
         if r['id'] in out or r['logits']['file'] is None: continue
         images = _images(r, folder)

@@ -81,7 +81,8 @@ def fewshot(
     check_shots(shots)
     labels = target.labels['train']
     n = torch.bincount(labels, minlength=len(target.classes))
-    if 0 in n: raise BadInput(f'target {target.name!r} has no training image of {", ".join(repr(c) for c, k in zip(target.classes, n) if not k)}; every class needs at least one')
+    if 0 in n:
+        raise BadInput(f'target {target.name!r} has no training image of {", ".join(repr(c) for c, k in zip(target.classes, n) if not k)}; every class needs at least one')
     return torch.cat([_shuffled(target, seed, c)[:None if shots == 'full' else shots] for c in range(len(target.classes))]).sort().values
 
 def actual_shots(target:Target, index:torch.Tensor) -> list:

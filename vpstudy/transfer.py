@@ -24,8 +24,11 @@ def _whole(name, value, lo=1):
 def _check_model(m:Mode, mode:str, target:Target, prompt:str, size, model):
     "`BadInput` for what would fail only after the training of the source model"
     if m.prompted: prompts[prompt](model.canvas, size)
-    if m.reads_text and not getattr(model, 'texts', None): raise BadInput(f'mode={mode!r} is not possible: it needs a model that reads text, such as clip_vit_b32, and {model.name!r} does not; choose another mode')
-    if m.one_to_one and len(target.classes) > len(model.classes): raise BadInput(f'target {target.name!r} has {len(target.classes)} classes, {model.name!r} only {len(model.classes)} to map them to; choose a smaller target or a mode that does not map one-to-one')
+    if m.reads_text and not getattr(model, 'texts', None):
+        raise BadInput(f'mode={mode!r} is not possible: it needs a model that reads text, such as clip_vit_b32, and {model.name!r} does not; choose another mode')
+    if m.one_to_one and len(target.classes) > len(model.classes):
+        raise BadInput(f'target {target.name!r} has {len(target.classes)} classes, {model.name!r} only {len(model.classes)} to map them to; '
+                       'choose a smaller target or a mode that does not map one-to-one')
 
 # %% ../nbs/25_transfer.ipynb #8c4db8ea
 def make_trial(
@@ -60,7 +63,8 @@ def make_trial(
     else: prompts[prompt] # known at least
     if model: _check_model(m, mode, target, prompt, size, model)
     vp, up, tr = (lambda v, has=has: v if has else None for has in (m.prompted, m.updates, m.learns))
-    return Trial(target.name, target.sha256, mode, shots, seed, tr(epochs), tr(float(lr or m.lr)), tr(batch or default_batch(shots)), resolve_precision(precision, device) if m.learns.startswith('prompt') else 'fp32',
+    precision = resolve_precision(precision, device) if m.learns.startswith('prompt') else 'fp32'
+    return Trial(target.name, target.sha256, mode, shots, seed, tr(epochs), tr(float(lr or m.lr)), tr(batch or default_batch(shots)), precision,
                  split, vp(prompt), vp(size), up(mapping_interval), up(votes))
 
 # %% ../nbs/25_transfer.ipynb #c7b32a5a
@@ -78,19 +82,22 @@ def run_trials(
     mode, clock = modes[trials[0].mode], [time.perf_counter()]
     took = lambda: (clock.append(time.perf_counter()), clock[-1] - clock[-2])[1] # seconds since the last time
     for t in trials:
-        if modes[t.mode].learns.startswith('prompt') and frozen.precision != t.precision: raise BadInput(f'precision={t.precision!r} of the trial is not that of the frozen backbone ({frozen.precision!r}); make both with the same')
+        if modes[t.mode].learns.startswith('prompt') and frozen.precision != t.precision:
+            raise BadInput(f'precision={t.precision!r} of the trial is not that of the frozen backbone ({frozen.precision!r}); make both with the same')
     indices = [fewshot(target, t.shots, t.seed) for t in trials]
     prepare = took() / len(trials)
     fits = mode.together(frozen, target, trials, indices) if len(trials) > 1 else [mode.f(frozen, target, trials[0], indices[0])]
     train, out = took() / len(trials), []
     for trial, index, fit in zip(trials, indices, fits):
         logits, labels, rest = fit.score(trial.split), target.labels[trial.split], spare(target, trial.shots, trial.seed)
-        if not logits.isfinite().all(): raise BadInput(f'lr={trial.lr!r} made the trial diverge (its logits are not finite); give a smaller one, e.g. {modes[trial.mode].lr / 10:g}')
+        if not logits.isfinite().all():
+            raise BadInput(f'lr={trial.lr!r} made the trial diverge (its logits are not finite); give a smaller one, e.g. {modes[trial.mode].lr / 10:g}')
         temperature = fit_temperature(fit.score('train', rest), target.labels['train'][rest]) if len(rest) else None
         result = dict(
-            data=dict(source=target.origin, classes=target.classes, n_train=len(index), n_test=len(labels), n_temperature=len(rest), actual_shots=actual_shots(target, index),
-                      splits_sha256=trial.splits_sha256, subset_sha256=sha256(index)),
-            metrics=metrics(logits, labels, legacy_batch(trial), temperature), reliability=reliability(logits, labels), mapping=fit.mapping, network=fit.network, training_accuracy=fit.trace[-1],
+            data=dict(source=target.origin, classes=target.classes, n_train=len(index), n_test=len(labels), n_temperature=len(rest),
+                      actual_shots=actual_shots(target, index), splits_sha256=trial.splits_sha256, subset_sha256=sha256(index)),
+            metrics=metrics(logits, labels, legacy_batch(trial), temperature), reliability=reliability(logits, labels),
+            mapping=fit.mapping, network=fit.network, training_accuracy=fit.trace[-1],
             seconds=dict(prepare=prepare, train=train, evaluate=took()))
         out.append((result, logits, labels, fit))
     return out

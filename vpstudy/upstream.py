@@ -29,8 +29,9 @@ def upstream_table(
     "Compress all `settings` and measure each upstream, with a progress bar"
     cores = workers or set_threads()
     first = list(dict.fromkeys(replace(Setting(s.backbone, s.weights, s.weights_id, 'dense'), network_seed=s.network_seed) for s in settings))
-    last = {(s.backbone, s.method, s.network_seed): max(t.state for t in settings if (t.backbone, t.method, t.network_seed) == (s.backbone, s.method, s.network_seed)) for s in settings if s.state is not None}
-    chains = [s for s in settings if s.state is not None and s.state == last[s.backbone, s.method, s.network_seed]] # the last round of tickets trains those before it
+    chain = lambda s: (s.backbone, s.method, s.network_seed)
+    last = {chain(s): s.state for s in sorted((s for s in settings if s.state is not None), key=lambda s: s.state)}
+    chains = [s for s in settings if s.state is not None and s.state == last[chain(s)]] # the last round of tickets trains those before it
     others = [s for s in settings if s.state is None and s not in first]
     todo = first + chains + others # no process waits for all dense networks, only for the one that it needs
     rows = {}

@@ -28,7 +28,8 @@ class SplitAttention(nn.Module):
         for place in PLACES['attn']: setattr(self, place, nn.Identity())
     def forward(self, x): # [B, N, width]
         x = self.quant_input(x)
-        q, k, v = (quant(proj(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2) for quant, proj in ((self.quant_q, self.proj_q), (self.quant_k, self.proj_k), (self.quant_v, self.proj_v)))
+        q, k, v = (quant(proj(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for quant, proj in ((self.quant_q, self.proj_q), (self.quant_k, self.proj_k), (self.quant_v, self.proj_v)))
         a = self.quant_attn((q @ k.transpose(-2, -1) * self.scale).softmax(-1))
         return self.proj(self.quant_output((a @ v).transpose(1, 2).flatten(2)))
 
@@ -58,8 +59,11 @@ class SplitBlock(nn.Module):
 def check_blocks(net:nn.Module, **params):
     "`BadInput` unless `net` is a vision transformer of timm's plain blocks"
     blocks = [*getattr(net, 'blocks', [])]
-    plain = lambda b: hasattr(b, 'attn') and hasattr(b.attn, 'qkv') and isinstance(getattr(b.mlp, 'act', None), nn.GELU) and all(isinstance(getattr(b, n, None), nn.Identity) for n in ('ls1', 'ls2', 'drop_path1', 'drop_path2')) and isinstance(b.attn.q_norm, nn.Identity)
-    if not blocks or not all(map(plain, blocks)): raise BadInput(f"method 'vvt' is for vision transformers; {type(net).__name__} has no blocks of attention and GELU as timm's plain ones; choose another method, e.g. lsq")
+    off = lambda b, *names: all(isinstance(getattr(b, n, None), nn.Identity) for n in names)
+    plain = lambda b: (hasattr(b, 'attn') and hasattr(b.attn, 'qkv') and isinstance(getattr(b.mlp, 'act', None), nn.GELU)
+                       and off(b, 'ls1', 'ls2', 'drop_path1', 'drop_path2') and off(b.attn, 'q_norm'))
+    if not blocks or not all(map(plain, blocks)):
+        raise BadInput(f"method 'vvt' is for vision transformers; {type(net).__name__} has no blocks of attention and GELU as timm's plain ones; choose another method, e.g. lsq")
 
 def split_blocks(net:nn.Module) -> nn.Module:
     "Put `SplitBlock`s with the same weights in place of timm's, in place"
@@ -132,7 +136,8 @@ class Settle(Callback):
         if not self.training or not (k := self.weight()): return
         for m in prunable(self.model).values():
             q = m.parametrizations.weight[0]
-            self.learn.loss_grad = self.learn.loss_grad + k * unrest(m.parametrizations.weight.original, q.log_step[q.bits - WIDTHS[0]].exp().detach(), *levels(q.bits, True))
+            step = q.log_step[q.bits - WIDTHS[0]].exp().detach()
+            self.learn.loss_grad = self.learn.loss_grad + k * unrest(m.parametrizations.weight.original, step, *levels(q.bits, True))
 
 @methods.register('vvt', cls=Method, params=dict(bits=(4, BITS)), form=steps_form, fits=check_blocks)
 def vvt(net, trainer, bits):
