@@ -17,7 +17,7 @@ from .core import BadInput, Setting, data_path, seed_everything, sha256
 from .backbones import Backbone, backbones, load_net, net_sha256, save_net
 import vpstudy.imagenet, vpstudy.vit # their backbones
 from .checkpoints import checkpoint_backbone, open_checkpoint, save_checkpoint
-import vpstudy.structures # its dialects
+import vpstudy.structures # its dialects, and those of the convnets
 import vpstudy.filters, vpstudy.reconstruct, vpstudy.vvt # their methods
 from .packs import get_pack
 from .sparsify import Method, add_masks, bake, density, get_masks, methods, nm_mask, prunable, set_masks
