@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .core import write_atomic
-from .figures import COLOURS, STYLE, differences, footnote, looks, mode_order, order, shot_order
+from .figures import COLOURS, STYLE, UNPAIRED, differences, footnote, looks, mode_order, order, shot_order
 from .stats import interval, paired
 
 # %% ../nbs/33b_prices.ipynb #64999d0d
@@ -24,8 +24,9 @@ def _there(modes, table): return [m for m in modes if m in set(table['mode'])] o
 METRICS = dict(accuracy='accuracy', ece='ECE')
 
 def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS): # one backbone and target
-    "Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow"
+    "Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow; a sentence where there is none"
     modes, shots, kept = _there(modes, table), shot_order(table.shots), bits_kept(table).groupby(table.setting).mean()
+    if paired(table[table['mode'].isin(modes)]).empty: return UNPAIRED
     colours, quantized = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()])
     same = kept.groupby(kept.round(3))
     kept *= 1.15**(same.cumcount() - (same.transform('size') - 1) / 2) # side by side where as much is kept

@@ -12,7 +12,7 @@ import numpy as np, pandas as pd
 from matplotlib.transforms import ScaledTranslation
 from .core import BadInput, Setting, root, write_atomic
 from .datasets import get_target
-from .figures import kinds, mapping_picture, missing_trials, mode_order, order, save_figure, shot_order
+from .figures import UNPAIRED, kinds, mapping_picture, missing_trials, mode_order, order, save_figure, shot_order
 from .plan import Planned, plan_study
 from .prices import save_table
 from .records import as_table, mixed
@@ -120,6 +120,7 @@ class Study:
             empty, out, n = False, draw(records, rows), len(self.planned(rows, *only))
             missing = f'{n - len(rows)} of {n} planned trials have no record' if n > len(rows) else ''
             if title: display(Markdown(f'### {title}'))
+            if isinstance(out, pd.DataFrame) and out.empty: out = UNPAIRED # a table of what is there is never empty, one of differences may be
             if not isinstance(out, pd.DataFrame): self.show(out, file, missing); continue
             if missing: display(Markdown(f'*{missing}.*'))
             if self.figures: save_table(out, file, self.figures)
