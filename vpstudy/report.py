@@ -40,7 +40,9 @@ class Study:
         figures:str|None=None, # where figures and tables are saved (default: they are only shown)
     ):
         file, self.where, self.figures = Path(study) if Path(study).is_absolute() else root()/'nbs'/study, records, figures
-        plan, (every, self.unreadable) = plan_study(file), read_all(records)
+        every, self.unreadable = read_all(records)
+        known = {r['trial']['target'] for r in every} | {r['setting']['images'] for r in every} - {None}
+        plan = plan_study(file, known=known) # packs of records may be on the machine that made them
         self.unresolved, rows = [], []
         for p in plan:
             if p.setting:
