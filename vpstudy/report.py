@@ -43,14 +43,14 @@ class Study:
         every, self.unreadable = read_all(records)
         known = {r['trial']['target'] for r in every} | {r['setting']['images'] for r in every} - {None}
         plan = plan_study(file, known=known) # packs of records may be on the machine that made them
-        self.unresolved, rows = [], []
+        self.unresolved, rows = {}, [] # why ids are not known here -> of what
         for p in plan:
             if p.setting:
                 own = {k: getattr(p.setting, k) for k in ('backbone', 'method', 'bits', 'state', 'network_seed')}
                 rows += [dict(own, id=i, setting=p.setting.label, **{k: getattr(t, k) for k in ('target', 'mode', 'shots', 'seed')})
                          for i, (_, t) in zip(p.ids, p.trials)]
             else:
-                self.unresolved.append(f'{p.label}: {p.unresolved}')
+                self.unresolved.setdefault(p.unresolved, []).append(p.label)
                 rows += by_name(p, every)
         self.expected = pd.DataFrame(rows)
         wanted = set(self.expected.id)
@@ -73,7 +73,7 @@ class Study:
         lines = [f'{len(self.found)} of {len(self.expected)} trials have a record'
                  + ('.' if self.missing.empty else f'; **{len(self.missing)} are missing**, listed at the end. Everything below is of what is there.')]
         lines += [f'**{s}**' for s in self.lost()]
-        lines += [f'**Not on this machine, its records are known by their names only:** {u}.' for u in self.unresolved]
+        lines += [f'**Known by the names in their records only** ({why}): {", ".join(dict.fromkeys(of))}.' for why, of in self.unresolved.items()]
         lines += [f'**Not readable, left out:** {b}' for b in self.unreadable]
         if self.found:
             t, seconds = self.table, sum(sum(r['seconds'].get(k, 0) for k in ('prepare', 'train', 'evaluate')) for r in self.found)
