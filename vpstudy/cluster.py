@@ -10,7 +10,7 @@ __all__ = ['RETRIES', 'TIMEOUT', 'execute', 'run_job', 'in_turn', 'on_workers', 
 import contextlib, errno, os, threading, time, uuid
 from pathlib import Path
 import psutil
-from .core import BadInput, as_list, root, sha256
+from .core import BadInput, as_list, own_cores, root, sha256
 from .costs import Rates, jobs
 from .plan import plan_study, read_study
 from .records import read_failures, record_path, records_path, write_failure
@@ -64,9 +64,8 @@ def on_workers(client, tasks:list, resources:dict|None=None): # resources: what 
 # %% ../nbs/32c_cluster.ipynb #4b07d9e2
 def _local(workers):
     from dask.distributed import LocalCluster
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    workers = workers or cores
-    share = os.environ.get('VPSTUDY_THREADS') or str(max(1, cores // workers))
+    workers = workers or own_cores()
+    share = os.environ.get('VPSTUDY_THREADS') or str(max(1, own_cores() // workers))
     return LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share)), None
 
 def batch_system(spec:dict|None): # `cluster` of a study file -> (a dask-jobqueue cluster without workers, resources of a job)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'BadInput', 'Registry', 'check_range', 'check_shots', 'as_list', 'root', 'data_path', 'writing',
            'write_atomic', 'sweep', 'progress', 'canonical', 'sha256', 'make_id', 'Setting', 'Trial', 'rng',
-           'seed_everything', 'keep_memory', 'set_threads', 'resolve_device', 'resolve_precision', 'machine',
-           'versions', 'git_state', 'Parameters']
+           'seed_everything', 'keep_memory', 'own_cores', 'set_threads', 'resolve_device', 'resolve_precision',
+           'machine', 'versions', 'git_state', 'Parameters']
 
 # %% ../nbs/00_core.ipynb #477838f6
 import contextlib, ctypes, hashlib, json, os, platform, random, re, subprocess, tempfile, typing, warnings
@@ -210,10 +210,13 @@ def keep_memory():
         # malloc.h: M_MMAP_MAX, no block has a map of its own; M_TRIM_THRESHOLD and M_TOP_PAD, bytes: the heap grows in large steps and does not shrink
         mallopt(option, value)
 
+def own_cores() -> int:
+    "How many cores this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
 def set_threads(n:int|None=None) -> int:
     "Use `n` threads: by default `VPSTUDY_THREADS`, else the cores this process may use"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    said = os.environ.get('VPSTUDY_THREADS') or str(cores)
+    said = os.environ.get('VPSTUDY_THREADS') or str(own_cores())
     if not re.fullmatch(r'[1-9]\d*', said): raise BadInput(f'VPSTUDY_THREADS={said!r} is not allowed; give a whole number of cores, 1 or more')
     torch.set_num_threads(n or int(said))
     keep_memory()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import chunked
 from PIL import Image
-from .core import BadInput, data_path, progress, sha256, sweep, writing
+from .core import BadInput, data_path, own_cores, progress, sha256, sweep, writing
 
 # %% ../nbs/01_packs.ipynb #2d5a0209
 COLUMNS = 'image', 'label', 'split', 'path'
@@ -144,8 +144,7 @@ def _decode(pack, rows, size, interpolation, crop, path):
     wanted = {*rows.tolist()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-        with FileLock(path.with_suffix('.lock')), ThreadPoolExecutor(cores) as pool:
+        with FileLock(path.with_suffix('.lock')), ThreadPoolExecutor(own_cores()) as pool:
             if path.exists(): return # another run was first
             sweep(path.parent)
             with writing(path) as f:

@@ -97,7 +97,7 @@ def _in_hub_cache(published):
     from huggingface_hub import try_to_load_from_cache
     return bool(published.hub) and isinstance(try_to_load_from_cache(*published.hub.rsplit('/', 1)), str)
 
-def absent(params:dict) -> str|None:
+def absent(params:dict, known=()) -> str|None: # known: names of packs that may be elsewhere
     "What a setting's ids cannot be known without and is not on this machine, as a sentence; None if all is here"
     model, weights = backbones[params.get('backbone', 'glyphs_resnet')], params.get('weights')
     if params.get('method') == 'checkpoint':
@@ -110,6 +110,7 @@ def absent(params:dict) -> str|None:
         if elsewhere(name): return f'target {name!r} is not here; put its pack where VPSTUDY_PACKS points'
         if not (name.endswith('.parquet') or name in packs_here() or name not in OFFICIAL or data_path('targets', f'{name}.parquet').exists()):
             return f'target {name!r} is not here; a run downloads it'
+    if params.get('images') in {*known} - {*packs_here()}: return f"images {params['images']!r} are not here; put their pack where VPSTUDY_PACKS points"
 
 def check_names(params:dict, known=()): # known: names of packs that may be elsewhere
     "`BadInput` for what is wrong whether files are here or not: names, types, ranges"
@@ -160,9 +161,7 @@ def plan_study(
         exclude = [*(params.get('exclude') or []), *impossible(params)]
         p = Planned({**params, **({'exclude': exclude} if exclude else {})},
                     points := grid(*(params[k] for k in ('targets', 'modes', 'shots', 'seeds')), exclude), len(every) - len(points))
-        p.unresolved = absent(params)
-        if not p.unresolved and params.get('images') in {*known} - {*packs_here()}:
-            p.unresolved = f"images {params['images']!r} are not here; put their pack where VPSTUDY_PACKS points"
+        p.unresolved = absent(params, known)
         if fetch or not p.unresolved:
             try: p.setting, p.trials = resolve(**p.params); p.unresolved = None
             except BadInput as e:
