@@ -10,11 +10,12 @@ import argparse, contextlib, json, sys, tempfile, time
 from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
-from .core import BadInput, as_list, rng, root, write_atomic
-from .cluster import execute, job_script, run_study
+from .core import BadInput, as_list, own_cores, rng, root, write_atomic
+from .cluster import job_script, run_here, run_study
 from .costs import Rates, cost_table, cost_tables, scaling
 from .plan import plan_study, read_study
 from .records import mixed, read_failures, read_record, records_path
+from .processes import in_processes
 from .report import cells_html, page, write_contents, write_site
 from .study import run_setting
 from .tables import pack, read_all, unpack
@@ -89,21 +90,22 @@ def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, di
 def make_report(file, records=None, figures=None) -> Path:
     """Execute the report notebooks of a study file; returns the page to open.
     One becomes a page beside the figures, several a site of the study's name under report/, whose first page lists all studies"""
-    from papermill.exceptions import PapermillExecutionError
     reports = read_study(file).get('report')
     if not reports: raise BadInput(f'study file {str(file)!r} names no `report`; add e.g. report: report_study.ipynb')
-    names, done = [Path(r).stem for r in as_list(reports, 'report')], []
+    names = [Path(r).stem for r in as_list(reports, 'report')]
+    if lost := [n for n in names if not (root()/'nbs'/f'{n}.ipynb').exists()]:
+        raise BadInput(f'report={", ".join(lost)} of study file {str(file)!r} is no notebook of nbs/; give one, e.g. report_study.ipynb')
     study = Path(file).stem if len(names) > 1 else '' # of a site
     figures = Path(figures or root()/'figures').resolve()/('report' if study else '')/study
-    failed = {}
-    for name in names:
-        out = records_path(records).parent/'reports'/study/f'{name}.ipynb'
-        try: execute(f'{name}.ipynb', out, dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures))); done.append(out)
-        except PapermillExecutionError as e: # one page that cannot be drawn does not take the others with it
-            if not study: raise BadInput(f'{name}.ipynb stopped with {e.ename}: {e.evalue}') from None
-            failed[name] = f'{e.ename}: {e.evalue}'
-    if not study: return write_atomic(figures/f'{names[0]}.html', page(*cells_html(done[0]), {}, ''))
-    index = write_site(done, figures, failed)
+    out = lambda name: records_path(records).parent/'reports'/study/f'{name}.ipynb'
+    given = dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures))
+    calls = [(given, out(n), f'{n}.ipynb') for n in names]
+    ends = in_processes(run_here, calls, own_cores()) if study else ((c, run_here(*c)) for c in calls)
+    failed = {Path(n).stem: why for (*_, n), why in ends if why} # one page that cannot be drawn does not take the others with it
+    if not study:
+        for n, why in failed.items(): raise BadInput(f'{n}.ipynb stopped: {why}')
+        return write_atomic(figures/f'{names[0]}.html', page(*cells_html(out(names[0])), {}, ''))
+    index = write_site([out(n) for n in names if n not in failed], figures, failed)
     first = write_contents(figures.parent)
     if failed: raise BadInput(f'{index} is without {", ".join(failed)}: {next(iter(failed.values()))}')
     return first
