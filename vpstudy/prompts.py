@@ -79,7 +79,7 @@ class AdditivePrompt(AddedPrompt):
     def default_size(canvas, size):
         if canvas is None:
             raise BadInput("size=None is not enough for prompt 'additive' without a model; give the edge of the middle that stays free, in pixels")
-        return canvas - 2 * round(canvas * 30 / 224)
+        return canvas - 2 * min(30, round(canvas * 30 / 224)) # 30 pixels, as published for 224 and for CLIP's 336; fewer on a small canvas
 
 def no_size(name:str, size:int|None):
     "`BadInput` where a size is given to a prompt that has none"
