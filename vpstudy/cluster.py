@@ -14,6 +14,7 @@ from .core import BadInput, as_list, own_cores, root, sha256
 from .costs import Rates, jobs
 from .plan import plan_study, read_study
 from .records import read_failures, record_path, records_path, write_failure
+from .study import missing
 from .tables import read_all
 
 # %% ../nbs/32c_cluster.ipynb #05e9a6c1
@@ -87,7 +88,7 @@ def workers_of(where:str, spec:dict|None, n_jobs:int, workers:int|None=None): # 
     from dask.distributed import Client
     with contextlib.ExitStack() as stack:
         cluster, resources = None, None
-        if where == 'local': cluster, resources = _local(min(workers or n_jobs, n_jobs) if workers or n_jobs < (os.cpu_count() or 1) else None)
+        if where == 'local': cluster, resources = _local(min(workers or own_cores(), n_jobs))
         elif where == 'file':
             cluster, resources = batch_system(spec)
             most = min(workers or spec.get('jobs') or n_jobs, n_jobs)
@@ -125,9 +126,10 @@ def watching(paths:list):
 # %% ../nbs/32c_cluster.ipynb #c7e62f19
 def tasks_of(plan:list, records=None, split:bool=False) -> list: # (parameters, where the executed notebook goes) of what is not done, long ones first
     "The jobs of a plan that have something left to do"
-    found, _ = read_all(records)
-    rates, where = Rates(found), {} if records is None else dict(records=str(records_path(records)))
-    todo = [j for j in jobs([p for p in plan if p.setting], {r['id'] for r in found}, split) if j['points']]
+    plan = [p for p in plan if p.setting]
+    left = {t.id(p.setting) for p in plan for _, t in missing(p.setting, p.trials, records)} # damaged logits count, which reading all does not look at
+    rates, where = Rates(read_all(records)[0]), {} if records is None else dict(records=str(records_path(records)))
+    todo = [j for j in jobs(plan, {i for p in plan for i in p.ids} - left, split) if j['points']]
     todo.sort(key=lambda j: -sum(rates.seconds(pt, j['params'])[0] for pt in j['points']))
     # two entries of a study may have one setting
     name = lambda j: f'run-{"-".join(Path(t).stem for t in j["params"]["targets"])[:40]}-{sha256(j["params"])[:6]}.ipynb'
