@@ -37,7 +37,7 @@ def write_record(
     path = record_path(setting, trial, where)
     content = save({'logits': logits.contiguous(), 'labels': labels.contiguous()})
     file = write_atomic(path.with_suffix('.safetensors'), content)
-    keep = {k: upstream[k] for k in ('accuracy', 'n', 'density', 'size_bytes', 'weights_sha256')}
+    keep = {k: upstream[k] for k in ('accuracy', 'n', 'density', 'size_bytes', 'weights_sha256', 'parent_sha256') if k in upstream}
     record = dict(schema=SCHEMA, id=trial.id(setting), setting_id=setting.id, finished=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                   setting=asdict(setting), trial=asdict(trial), upstream=keep, **{**result, 'seconds': dict(compress=upstream['seconds'], **result['seconds'])},
                   logits=dict(file=file.name, sha256=sha256(content)), versions=versions(), machine=dict(machine(), device=str(device), precision=trial.precision), git=git_state())

@@ -17,7 +17,7 @@ from .backbones import backbones
 from .compress import METHOD_PARAMS, compressed, dense_lock, make_setting
 from .frozen import Frozen
 from .records import is_done, read_record, records_path, write_failure, write_record, failure_path
-from .tables import read_tables
+from .tables import network_here, of_networks, read_tables
 from .datasets import get_target
 from .transfer import make_trial, modes as mode_registry, grouped, run_trials
 
@@ -72,9 +72,12 @@ def check_options(options:dict):
         raise BadInput(f'parameter {min(unknown)!r} (= {options[min(unknown)]!r}) is unknown; allowed are those of run.ipynb')
 
 # %% ../nbs/32_study.ipynb #98cd9d01
-def missing(setting:Setting, trials:list, records=None) -> list:
-    "The (target, trial) pairs that have neither a whole record nor a row in a packed table"
-    packed = read_tables(records)[0]
+def missing(
+    setting:Setting, trials:list, records=None,
+    network:str|None=None, # sha256 of the dense network here; default: as the records say
+) -> list:
+    "The (target, trial) pairs that have neither a whole record nor a row in a packed table, of the same dense network"
+    packed, _ = of_networks(read_tables(records)[0], {(setting.backbone, setting.weights, setting.network_seed): network or network_here(setting, records)})
     return [(target, t) for target, t in trials if t.id(setting) not in packed and not is_done(setting, t, records)]
 
 def check_same_weights(setting:Setting, upstream:dict, records=None):
@@ -83,12 +86,13 @@ def check_same_weights(setting:Setting, upstream:dict, records=None):
     def known(): # whole records of one setting agree: each was checked before it was written
         for path in sorted(folder.glob('*.json')):
             with contextlib.suppress(BadInput): yield path, read_record(path) # damaged: its trial runs again
-        for r in read_tables(records)[0].values():
-            if r['setting_id'] == setting.id: yield 'a packed table', r
+        same, _ = of_networks(read_tables(records)[0], {(setting.backbone, setting.weights, setting.network_seed): upstream.get('parent_sha256')})
+        for r in same.values():
+            if r['setting_id'] == setting.id: yield f'a table in {records_path(records).parent/"results"}', r
     where, other = next(known(), (None, None))
     if other and other['upstream']['weights_sha256'] != upstream['weights_sha256']:
         raise BadInput(f"{where} was made with weights {other['upstream']['weights_sha256'][:10]}, data/checkpoints now holds "
-                       f"{upstream['weights_sha256'][:10]} for {setting.id}; bring the old checkpoint back, or move {folder} away")
+                       f"{upstream['weights_sha256'][:10]} for {setting.id}; bring the old checkpoint back, or keep the new results apart with -p records DIR")
 
 @lru_cache(maxsize=1)
 def _frozen(setting, precision, device): return Frozen(compressed(setting), precision, device)
@@ -135,9 +139,11 @@ def _attempt(setting, target, trials, wanted, *rest):
 def _upstream(setting, records):
     "Compress now what is not yet compressed; what is known of the result"
     try:
+        parent = {}
         if setting.method != 'checkpoint':
-            with dense_lock(setting): backbones[setting.backbone].load(setting.weights, setting.network_seed)
-        with FileLock(data_path('checkpoints', f'{setting.id}.lock')): upstream = compressed(setting).upstream
+            with dense_lock(setting): dense = backbones[setting.backbone].load(setting.weights, setting.network_seed)
+            parent = dict(parent_sha256=dense.upstream['weights_sha256'])
+        with FileLock(data_path('checkpoints', f'{setting.id}.lock')): upstream = {**compressed(setting).upstream, **parent}
         failure_path(setting.id, where=records).unlink(missing_ok=True)
         return upstream
     except Exception as e:
@@ -167,7 +173,7 @@ def run_setting(
     cores, todo, failed, n = set_threads(), missing(setting, trials, records), {}, 0
     if not todo: return 0
     folder = records_path(records)/setting.id
-    try: folder.mkdir(parents=True, exist_ok=True); (folder/'.write-test').touch(); (folder/'.write-test').unlink()
+    try: folder.mkdir(parents=True, exist_ok=True); (folder/'.write-test').touch(); (folder/'.write-test').unlink(missing_ok=True)
     except OSError as e: raise BadInput(f'records cannot be written to {folder} ({e.strerror}); give another directory with -p records DIR') from None
     for place in (folder, data_path('checkpoints'), data_path('sources')): sweep(place)
     for _, t in todo: failure_path(setting.id, t.id(setting), records).unlink(missing_ok=True)
@@ -178,6 +184,8 @@ def run_setting(
         if small: set_threads(1) # also where it has to be trained first: more threads sum in another order, and it would be another network
         upstream = _upstream(setting, records)
         check_same_weights(setting, upstream, records)
+        before, todo = len(todo), missing(setting, trials, records, upstream.get('parent_sha256'))
+        if len(todo) > before: print(f'{setting.id}: {len(todo) - before} packed trials are of another training of its dense network; they are run anew', flush=True)
         calls = _calls(setting, trials, todo, together, records, device, upstream)
         done = in_processes(_attempt, calls, workers) if workers > 1 else ((c, _attempt(*c)) for c in calls)
         for trial, why in progress(((t.id(setting), why) for (_, _, _, wanted, *_), why in done for t in wanted), 'trials', total=len(todo)):
