@@ -68,6 +68,7 @@ def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, di
     found = {r['id']: r for r in read_all(records)[0]}
     plan = plan_study(file)
     planned = {i: (p.setting, pair) for p in plan for pair, i in zip(p.trials, p.ids)}
+    if n < 1: raise BadInput(f'a sample of {n} trials is not allowed; give 1 or more')
     done = [i for i in planned if i in found]
     if not done: raise BadInput(f'no trial of {str(file)!r} is done, so there is nothing to check; run it first')
     picked = [done[k] for k in sorted(torch.randperm(len(done), generator=rng('check', seed))[:n].tolist())]
