@@ -9,6 +9,7 @@ __all__ = ['KEYS', 'PARTS', 'SHARES', 'records_path', 'record_path', 'write_reco
 
 # %% ../nbs/30_records.ipynb #9005a8c0
 import contextlib, json, math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -91,10 +92,14 @@ def parse_record(text:str, name='record') -> dict:
     try: return check_record(json.loads(text, parse_constant=no_nan), name)
     except ValueError as e: raise e if isinstance(e, BadInput) else BadInput(f'{name}: not a readable record ({e})') from None
 
-def read_record(path:Path, logits:bool=False) -> dict:
+def read_record(
+    path:Path,
+    logits:bool=False, # read its arrays too
+    text:str|None=None, # of the file, where it was read already
+) -> dict:
     "A checked record from its file; with `logits` also its arrays under 'arrays', their hash checked - none where a packed table restored it without them"
     path = Path(path)
-    try: record = parse_record(path.read_text(), path)
+    try: record = parse_record(path.read_text() if text is None else text, path)
     except (OSError, UnicodeDecodeError) as e: raise BadInput(f'{path}: not a readable record ({e})') from None
     if (path.parent.name, path.stem) != (record['setting_id'], record['id']):
         raise BadInput(f'{path}: is a copy, it holds the record {record["setting_id"]}/{record["id"]}')
@@ -108,10 +113,13 @@ def read_record(path:Path, logits:bool=False) -> dict:
 
 def read_records(where=None) -> tuple: # (list of records, list of reasons)
     "All whole records, in the order of their names, and why others were left out"
-    good, bad = [], []
-    for path in sorted(records_path(where).glob('*/*.json')):
-        try: good.append(read_record(path))
-        except BadInput as e: bad.append(str(e))
+    def text(path):
+        with contextlib.suppress(OSError, UnicodeDecodeError): return path.read_text() # else `read_record` says why not
+    good, bad, paths = [], [], sorted(records_path(where).glob('*/*.json'))
+    with ThreadPoolExecutor(8) as ahead: # a cold disk answers several at once
+        for path, t in zip(paths, ahead.map(text, paths)):
+            try: good.append(read_record(path, text=t))
+            except BadInput as e: bad.append(str(e))
     return good, bad
 
 def is_done(setting:Setting, trial:Trial, where=None) -> bool:
