@@ -99,12 +99,14 @@ def reestimate_bn(
     ours, theirs = norms(net), norms(dense) if dense is not None else {}
     if theirs and {n: m.running_mean.shape for n, m in ours.items()} != {n: m.running_mean.shape for n, m in theirs.items()}:
         return # narrower layers have no counterparts: the statistics of training stay
-    seen = copy.deepcopy(dense).to(next(net.parameters()).device) if theirs else None
+    device = next(net.parameters()).device
+    seen = copy.deepcopy(dense).to(device) if theirs else None
     every, momenta = [net, seen] if theirs else [net], [m.momentum for m in ours.values()]
     for n in every:
         for m in norms(n).values(): m.reset_running_stats(); m.momentum = None # None: cumulative average
         n.train()
     for x, _ in batches:
+        x = x.to(device) # batches come from memory, the network may be on a GPU
         for n in every: n(x)
     for m, momentum in zip(ours.values(), momenta): m.momentum = momentum
     net.eval()

@@ -212,9 +212,11 @@ def check(backbone:Backbone, pack:Pack, crop:int|None=None, split:str='test', ba
     if crop and np.median([min(s) for s in pack.scan[1]]) < crop: crop = backbone.canvas # small pictures: nothing of their rim is cut away to enlarge the rest
     x = decoded(pack, split, backbone.canvas, backbone.interpolation, crop or backbone.canvas)
     y = to_source[pack.labels[pack.rows(split)]]
-    net = backbone.net.eval().to(device, memory_format=torch.channels_last)
+    net, home = backbone.net.eval(), next(backbone.net.parameters()).device
+    net.to(device, memory_format=torch.channels_last)
     see = lambda b: net(backbone.normalise(b.to(device).float() / 255).contiguous(memory_format=torch.channels_last)).argmax(1).cpu()
     hits = sum(int((see(a) == b).sum()) for a, b in zip(x.split(batch), y.split(batch)))
+    net.to(home)
     return dict(backbone=backbone.name, accuracy=hits / len(y), n=len(y))
 
 # %% ../nbs/10a_imagenet.ipynb #d2f7a009
