@@ -107,7 +107,7 @@ def rigl(net, trainer, sparsity, distribution, keep, every=50):
     shapes = {n: tuple(w.shape) for n, w in current_weights(net).items()}
     set_masks(net, random_masks(shapes, dropped(shapes, sparsity, distribution, keep), rng('rigl', trainer.seed)))
     for n, m in prunable(net).items(): m.parametrizations.weight.original.data.mul_(get_masks(net)[n])
-    trainer.fit(net, [RigLUpdates(every=every)], epochs=SCRATCH * trainer.recipe.epochs)
+    trainer.fit(net, [RigLUpdates(every=every)], epochs=SCRATCH * trainer.recipe.epochs, scratch=True)
     net.eval()
 
 # %% ../nbs/11a_dynamic.ipynb #76f5ca27
@@ -146,6 +146,6 @@ def lth(net, trainer, state, previous=None): # previous: the trained ticket of t
         keep = least(-flat, ticket_size(total, state)).to(flat.dtype)
         masks = {n: m.view_as(w[n]) for n, m in zip(w, keep.split([v.numel() for v in w.values()]))}
     put = PutOn(masks)
-    trainer.fit(net, [put], epochs=trainer.recipe.epochs)
+    trainer.fit(net, [put], epochs=trainer.recipe.epochs, scratch=True)
     assert put.done, 'the training was too short to rewind'
     net.eval()

@@ -151,6 +151,7 @@ class Trainer:
         epochs:int|None=None, # default: the recipe's
         lr:float|None=None,
         peak:float=.2, # share of the training after which the rate is highest
+        scratch:bool=False, # whether the weights were drawn anew: then BatchNorm's statistics have no counterparts in the teacher
     ) -> list: # one row an epoch: loss of training, loss and accuracy on validation images
         "One cycle of AdamW under the recipe, with `cbs`; BatchNorm as `reestimate_bn` has it, where there is a teacher"
         from fastai.callback.schedule import Learner # with fit_one_cycle patched in
@@ -163,7 +164,7 @@ class Trainer:
         learn = Learner(data, net.to(self.device, memory_format=torch.channels_last), nn.CrossEntropyLoss(),
                         partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=agreement, cbs=[*cast, memory, *cbs, *self.cbs])
         with learn.no_logging(): learn.fit_one_cycle(n, lr or self.recipe.lr, wd=self.recipe.wd, pct_start=peak, start_epoch=memory.done)
-        if self.teacher is not None: reestimate_bn(net, self.batches(1000), self.teacher)
+        if self.teacher is not None: reestimate_bn(net, self.batches(1000), None if scratch else self.teacher)
         self.history.append(memory.rows)
         return memory.rows
 
