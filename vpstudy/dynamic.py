@@ -12,8 +12,8 @@ import torch, torch.nn as nn
 from fastai.callback.core import CancelStepException
 from fastai.learner import Callback
 from .core import BadInput, rng
-from .sparsify import KEEP, SPARSE, Method, add_masks, current_weights, dropped, get_masks, hold, least, magnitude_masks, masked_form, methods
-from .sparsify import one_of, prunable, set_masks
+from .sparsify import KEEP, SPARSE, Method, add_masks, check_sparse, current_weights, dropped, get_masks, hold, least, magnitude_masks, masked_form
+from .sparsify import methods, one_of, prunable, set_masks
 
 # %% ../nbs/11a_dynamic.ipynb #1f35ba09
 def fresh(net:nn.Module) -> nn.Module:
@@ -49,7 +49,7 @@ class AlternatingPruning(Callback):
         self.on = on
         self.trace.append(on)
 
-@methods.register('acdc', cls=Method, params=SPARSE, form=masked_form, version=2)
+@methods.register('acdc', cls=Method, params=SPARSE, form=masked_form, fits=check_sparse, version=2)
 def acdc(net, trainer, sparsity, distribution, keep):
     "Alternating compressed and decompressed training, from the dense network"
     add_masks(net)
@@ -100,7 +100,7 @@ class RigLUpdates(Callback):
         hold(self.model, self.learn.opt)
         raise CancelStepException
 
-@methods.register('rigl', cls=Method, params=dict(SPARSE, distribution=('erk', one_of('distribution', 'erk', 'layerwise'))), form=masked_form)
+@methods.register('rigl', cls=Method, params=dict(SPARSE, distribution=('erk', one_of('distribution', 'erk', 'layerwise'))), form=masked_form, fits=check_sparse)
 def rigl(net, trainer, sparsity, distribution, keep, every=50):
     "RigL: sparse from scratch to the end, masks moved by dense gradients"
     add_masks(fresh(net))

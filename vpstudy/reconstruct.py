@@ -11,7 +11,7 @@ from collections import Counter
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastai.learner import Callback
 from .fitting import norms, reestimate_bn
-from .sparsify import SPARSE, Method, add_masks, current_weights, get_masks, magnitude_masks, masked_form, methods, prunable, set_masks
+from .sparsify import SPARSE, Method, add_masks, check_sparse, current_weights, get_masks, magnitude_masks, masked_form, methods, prunable, set_masks
 
 # %% ../nbs/11c_reconstruct.ipynb #102ef57e
 def patches(m:nn.Module, x) -> torch.Tensor: # [groups, n, d], what each output number of a group is a linear function of
@@ -68,7 +68,7 @@ class KeepNorms(Callback):
         if not self.training: return
         for m in norms(self.model).values(): m.eval()
 
-@methods.register('reconstruct', cls=Method, params=SPARSE, form=masked_form, version=2)
+@methods.register('reconstruct', cls=Method, params=SPARSE, form=masked_form, fits=check_sparse, version=2)
 def reconstructed(net, trainer, sparsity, distribution, keep, images:int=256):
     "One-shot magnitude pruning, every layer reconstructed by least squares, BatchNorm re-estimated, then training under the masks, at a third of the recipe's rate"
     dense = copy.deepcopy(net)

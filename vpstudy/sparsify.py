@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RANKED', 'methods', 'KEEP', 'SPARSE', 'prunable', 'density', 'Mask', 'add_masks', 'get_masks', 'set_masks', 'hold',
            'bake', 'layer_counts', 'least', 'smallest', 'erk_counts', 'lamp_scores', 'kept_layers', 'dropped',
-           'magnitude_masks', 'Method', 'one_of', 'masked_form', 'dense', 'current_weights', 'oneshot', 'cubic',
-           'GradualPruning', 'gmp', 'nm_mask', 'nm_layers', 'nm']
+           'magnitude_masks', 'Method', 'one_of', 'check_sparse', 'masked_form', 'dense', 'current_weights', 'oneshot',
+           'cubic', 'GradualPruning', 'gmp', 'nm_mask', 'nm_layers', 'nm']
 
 # %% ../nbs/11_sparsify.ipynb #45464974
 import math
@@ -159,6 +159,13 @@ def one_of(name:str, *known): # a check for parameters
 KEEP = one_of('keep', 'none', 'first', 'ends')
 SPARSE = dict(sparsity=(.9, _sparsity), distribution=('global', one_of('distribution', 'global', 'lamp', 'layerwise', 'erk')), keep=('none', KEEP))
 
+def check_sparse(net:nn.Module, sparsity, distribution, keep):
+    "`BadInput` where the weights of `net` cannot become so sparse, or none would be left"
+    shapes = {n: tuple(m.weight.shape) for n, m in prunable(net).items()}
+    n = sum(map(math.prod, shapes.values()))
+    dropped(shapes, sparsity, distribution, keep)
+    if round(sparsity * n) == n: raise BadInput(f'sparsity={sparsity!r} leaves none of the {n} weights of this network; give less')
+
 def masked_form(net, tensors, **params):
     "A mask on every prunable weight, as sparsifiers leave them"
     add_masks(net)
@@ -172,7 +179,7 @@ def current_weights(net:nn.Module) -> dict: # name -> tensor
     "The weights the network computes with: masked ones are zero"
     return {n: m.weight.detach() for n, m in prunable(net).items()}
 
-@methods.register('oneshot', cls=Method, params=SPARSE, form=masked_form)
+@methods.register('oneshot', cls=Method, params=SPARSE, form=masked_form, fits=check_sparse)
 def oneshot(net, trainer, sparsity, distribution, keep='none'):
     "Magnitude pruning in one shot, BatchNorm re-estimated, no training"
     add_masks(net)
@@ -199,7 +206,7 @@ class GradualPruning(Callback):
         hold(self.model, self.learn.opt)
         self.trace.append(s)
 
-@methods.register('gmp', cls=Method, params=SPARSE, form=masked_form, version=3)
+@methods.register('gmp', cls=Method, params=SPARSE, form=masked_form, fits=check_sparse, version=3)
 def gmp(net, trainer, sparsity, distribution, keep='none', every=20):
     "Gradual magnitude pruning along a cubic over the first half of a training twice as long as the recipe, fine-tuning over the second"
     add_masks(net)
