@@ -55,6 +55,10 @@ def blank(backbone:str) -> nn.Module:
 @cache
 def check_fits(backbone:str, method:str, **params):
     "`BadInput` if a network of this build cannot be compressed so, before anything is trained"
+    if method == 'dense': return
+    if any(isinstance(m, nn.MultiheadAttention) for m in blank(backbone).modules()): # its layers are never called, their hooks never run
+        raise BadInput(f"method={method!r} is not possible with {backbone}: its nn.MultiheadAttention reads weights past the layers that hold them, so a part would stay as it was; "
+                       f"choose method 'dense', 'checkpoint' with a file that is compressed already, or another backbone")
     if methods[method].fits: methods[method].fits(blank(backbone), **params)
 
 def make_setting(
