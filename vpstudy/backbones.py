@@ -215,7 +215,7 @@ class GlyphsModel:
         train, valid = glyphs('train', recipe.images, network_seed), glyphs('valid', min(2000, self.n_test))
         return Trainer(train, valid, self.normalise, recipe, network_seed)
 
-    def test(self, net:nn.Module) -> dict:
+    def test(self, net:nn.Module, weights:str|None=None) -> dict: # weights: there is one variant, all are tested alike
         "Top-1 on held-out fonts"
         return dict(accuracy=top1(net, Batches(*glyphs('test', self.n_test), 500, self.normalise)), n=self.n_test)
 

@@ -145,7 +145,7 @@ def compressed(
             # all rounds of a ticket start from the same weights
             seed_everything('compress', replace(setting, state=0).id if setting.state is not None else setting.id)
             entry.f(net, trainer, **{k: getattr(setting, k) for k in entry.params}, **before)
-            save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net), history=trainer.history,
+            save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net, setting.weights), history=trainer.history,
                                      seconds=time.perf_counter() - start))
             trainer.partial.unlink(missing_ok=True)
         net = model.build()
