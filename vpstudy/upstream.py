@@ -17,7 +17,8 @@ from .compress import compressed, dense_lock
 def upstream_row(setting:Setting) -> dict:
     "Compress (or read) one setting; what it is and how good it is upstream"
     model = backbones[setting.backbone]
-    with dense_lock(setting): dense = model.load(setting.weights, setting.network_seed) # one process trains it, the others wait
+    if setting.method != 'checkpoint': # its weights are somebody's
+        with dense_lock(setting): dense = model.load(setting.weights, setting.network_seed) # one process trains it, the others wait
     b = compressed(setting)
     took = dense.upstream.get('seconds', 0.) if setting.method == 'dense' else b.upstream['seconds'] # dense: of the source training, where it was trained here
     return dict(asdict(setting), setting=setting.label, id=setting.id, **{k: b.upstream[k] for k in ('accuracy', 'n', 'density', 'size_bytes')}, seconds=took)
@@ -28,11 +29,12 @@ def upstream_table(
 ) -> pd.DataFrame: # one row a setting, in the given order: its fields, accuracy (0 to 1), n, density (0 to 1), size_bytes, seconds
     "Compress all `settings` and measure each upstream, with a progress bar"
     cores = workers or set_threads()
-    first = list(dict.fromkeys(replace(Setting(s.backbone, s.weights, s.weights_id, 'dense'), network_seed=s.network_seed) for s in settings))
+    first = list(dict.fromkeys(replace(Setting(s.backbone, s.weights, s.weights_id, 'dense'), network_seed=s.network_seed)
+                               for s in settings if s.method != 'checkpoint'))
     chain = lambda s: (s.backbone, s.method, s.network_seed)
     last = {chain(s): s.state for s in sorted((s for s in settings if s.state is not None), key=lambda s: s.state)}
     chains = [s for s in settings if s.state is not None and s.state == last[chain(s)]] # the last round of tickets trains those before it
-    others = [s for s in settings if s.state is None and s not in first]
+    others = [s for s in settings if s.state is None and s not in first and s.method != 'checkpoint'] # a file is read here: others do not know where it is
     todo = first + chains + others # no process waits for all dense networks, only for the one that it needs
     rows = {}
     for (s,), row in progress(in_processes(upstream_row, [(s,) for s in todo], cores), 'settings', total=len(todo)):
