@@ -139,9 +139,9 @@ def compressed(
         if not path.exists():
             if setting.recipe_id != recipe_id(setting.method, model, setting.images and get_pack(setting.images)):
                 raise BadInput(f'{setting.label}: the images {setting.images!r}, or how it is compressed, are not those of this setting any more; make the setting anew')
-            start, net, trainer = time.perf_counter(), backbone.net, model.trainer(model.tune, setting.network_seed, setting.images, backbone.net)
-            trainer.partial = path.with_suffix('.partial')
             before = dict(previous=compressed(replace(setting, state=setting.state - 1), masks=True).net) if setting.state else {}
+            start, net, trainer = time.perf_counter(), backbone.net, model.trainer(model.tune, setting.network_seed, setting.images, backbone.net) # of this round alone
+            trainer.partial = path.with_suffix('.partial')
             # all rounds of a ticket start from the same weights
             seed_everything('compress', replace(setting, state=0).id if setting.state is not None else setting.id)
             entry.f(net, trainer, **{k: getattr(setting, k) for k in entry.params}, **before)

@@ -26,7 +26,7 @@ def upstream_row(setting:Setting) -> dict:
 def upstream_table(
     settings:list,
     workers:int|None=None, # processes of one thread; default: one a core
-) -> pd.DataFrame: # one row a setting, in the given order: its fields, accuracy (0 to 1), n, density (0 to 1), size_bytes, seconds
+) -> pd.DataFrame: # one row a setting, in the given order: its fields, accuracy (0 to 1), n, density (0 to 1), size_bytes, seconds (of this setting alone)
     "Compress all `settings` and measure each upstream, with a progress bar"
     cores = workers or set_threads()
     first = list(dict.fromkeys(replace(Setting(s.backbone, s.weights, s.weights_id, 'dense'), network_seed=s.network_seed)
