@@ -32,7 +32,7 @@ def checkpoint_setting(backbone:str, checkpoint:str|None=None, **params) -> Sett
     "The setting of somebody's compressed file: all else is in the file"
     if checkpoint is None: raise BadInput("method 'checkpoint' needs a file; give it with -p checkpoint FILE")
     for k, v in params.items():
-        if v not in (None, 0): raise BadInput(f"{k}={v!r} is not allowed: with method 'checkpoint' the file says it; leave {k} out")
+        if v is not None and (k, v) != ('network_seed', 0): raise BadInput(f"{k}={v!r} is not allowed: with method 'checkpoint' the file says it; leave {k} out")
     c = open_checkpoint(checkpoint)
     _files[c.content] = c.path
     own = c.architecture.backbone

@@ -150,9 +150,9 @@ methods = Registry('method')
 def _sparsity(s): return float(check_range('sparsity', s, 0, 1, 'the share of weights that becomes zero, e.g. 0.9'))
 
 def one_of(name:str, *known): # a check for parameters
-    "A check that a value is one of `known`"
+    "A check that a value is one of `known`, of the same type: 8.0 would be another id than 8"
     def check(v):
-        if v not in known: raise BadInput(f'{name}={v!r} is not known; choose one of: {", ".join(map(str, known))}')
+        if (type(v), v) not in [(type(k), k) for k in known]: raise BadInput(f'{name}={v!r} is not known; choose one of: {", ".join(map(str, known))}')
         return v
     return check
 
