@@ -99,15 +99,13 @@ def claims_table(claims=CLAIMS) -> pd.DataFrame:
                          for c in claims]).set_index('claim')
 
 # %% ../nbs/34_claims.ipynb #cd9a4987
-def _matching(rows, like): # like: rows of the compressed side
-    "One trial a network and seed: where there are several, that of the same variant, weights and precision as `like`"
-    if rows.set_index(['network_seed', 'seed']).index.is_unique: return rows.set_index(['network_seed', 'seed'])
-    exact = ['network_seed', 'seed', 'variant', 'weights', 'precision']
+def _matching(rows, like): # like: rows of the setting that is compared
+    "The trials of one variant, weights and precision, those nearest to `like`, by network and seed"
+    exact = ['network_seed', 'seed', 'weights', 'precision', 'variant']
     if rows.duplicated(exact).any():
         raise BadInput(f'several results of one trial: {sorted(rows.id[rows.duplicated(exact, keep=False)])}; give a table of one study')
-    other = rows.assign(**{k: ~rows[k].isin(like[k]) for k in ('variant', 'weights', 'precision')})
-    nearest = rows.loc[other.sort_values(['variant', 'weights', 'precision'], kind='stable').index]
-    return nearest.drop_duplicates(['network_seed', 'seed']).set_index(['network_seed', 'seed'])
+    which = sorted({*rows[exact[2:]].itertuples(index=False, name=None)}, key=lambda v: (-sum(x in set(like[k]) for k, x in zip(exact[2:], v)), v))
+    return rows[(rows[exact[2:]] == which[0]).all(axis=1)].set_index(exact[:2]) if which else rows.set_index(exact[:2])
 
 def estimate(
     terms:tuple, # of (weight, {column: value}); the first names the setting that the row is about
