@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .core import BadInput
 from .figures import COLOURS, STYLE, kinds, order, shot_order
 from .stats import Resampled, crossed_interval, judge
+from .transfer import modes
 
 # %% ../nbs/34_claims.ipynb #8af95e03
 @dataclass(frozen=True)
@@ -116,11 +117,15 @@ def estimate(
 ) -> dict: # mean, se, df, low, high, bias, networks, seeds, ids, trials, holes, images, matched
     """A weighted sum of trials over networks and seeds, with its interval.
     bias: what was taken off the mean; ids: of the trials; holes: pairs of network and seed that are missing;
-    images: whether their chance is in the interval; matched: whether precisions agree"""
+    images: whether their chance is in the interval; matched: whether the trials are alike in all else - terms of one mode and budget,
+    and the precision of all that train a prompt (everything else is fp32)"""
     pick = lambda want: table[np.logical_and.reduce([table[k] == v for k, v in want.items()]) & table[metric].notna()]
     about = lambda t: t[(t.backbone == terms[0][1]['backbone']) & (t.setting == terms[0][1]['setting'])]
     own, pairs = about(table), about(table if planned is None else planned)
-    parts = [(w, _matching(pick(want), own)) for w, want in terms]
+    parts, alike = [(w, _matching(pick(want), own)) for w, want in terms], {}
+    for (_, want), (_, r) in zip(terms, parts):
+        alike.setdefault((want['mode'], want['shots']), set()).update(zip(r.precision, r.variant))
+        if modes[want['mode']].learns.startswith('prompt'): alike.setdefault('prompts', set()).update(r.precision)
     cells = sorted(set.intersection(*(set(rows.index) for _, rows in parts)))
     networks, seeds = (sorted({c[i] for c in cells}) for i in (0, 1))
     d, ids = np.full((len(networks), len(seeds)), np.nan), [(w, r.id[c]) for c in cells for w, r in parts]
@@ -130,7 +135,7 @@ def estimate(
     bias = on.mean() - np.nanmean(d) if metric == 'ece' and on is not None else 0. # ECE of a sample is too high, most where it is small: `31_stats`
     once, holes = frozenset(i for _, i in ids), len(set(zip(pairs.network_seed, pairs.seed))) - len(cells)
     return dict(crossed_interval(d - bias if cells else np.full((1, 1), np.nan), on), bias=bias, networks=len(networks), seeds=len(seeds), ids=once,
-                trials=len(once), holes=holes, images=on is not None, matched=all(len({r.precision[c] for _, r in parts}) == 1 for c in cells))
+                trials=len(once), holes=holes, images=on is not None, matched=all(len(v) < 2 for v in alike.values()))
 
 def judge_claims(
     table:pd.DataFrame, # of `records.as_table`
@@ -139,7 +144,7 @@ def judge_claims(
     claims=CLAIMS,
 ) -> pd.DataFrame: # one row a row of a claim
     """Every planned row of every claim with its estimate and verdict, the two scales apart.
-    What has too few networks or seeds, no images or a dense twin of another precision is estimated and not judged"""
+    What has too few networks or seeds, no images or a dense twin of another precision or variant is estimated and not judged"""
     out, expected = [], table if expected is None else expected
     resampled = Resampled(images)
     for of_scale, part in expected.groupby(expected.backbone.map(scale)):
