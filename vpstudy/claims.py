@@ -137,6 +137,17 @@ def estimate(
     return dict(crossed_interval(d - bias if cells else np.full((1, 1), np.nan), on), bias=bias, networks=len(networks), seeds=len(seeds), ids=once,
                 trials=len(once), holes=holes, images=on is not None, matched=all(len(v) < 2 for v in alike.values()))
 
+def _rows(claim, settings, planned): # planned: of one target
+    "(to be judged?, name, terms) of every row whose trials are all planned; each setting at the budgets that it plans for the modes of the claim"
+    every = shot_order(planned.shots)
+    have = {*(k for who in ('setting', 'method') for k in zip(planned.backbone, planned[who], planned['mode'], planned.shots))}
+    used = {t['mode'] for _, terms in claim.rows(settings, every) for _, t in terms}
+    budgets = pd.Series([tuple(n for n in every if all((s.backbone, s.setting, m, n) in have for m in used)) for s in settings.itertuples()], settings.index, object)
+    for judged in (True, False):
+        for shots in dict.fromkeys(budgets[settings.judged == judged]):
+            for name, terms in claim.rows(settings[(settings.judged == judged) & (budgets == shots)], [*shots]) if shots else ():
+                if all((t['backbone'], t.get('setting', t.get('method')), t['mode'], t['shots']) in have for _, t in terms): yield judged, name, terms
+
 def judge_claims(
     table:pd.DataFrame, # of `records.as_table`
     images:dict={}, # id -> (correct, confidence), of `tables.read_images`
@@ -154,13 +165,11 @@ def judge_claims(
             for target, planned in part.groupby('target'):
                 there = table[table.target == target]
                 if c.metric == 'semantic': there = there[there.semantic_by == 'same names'] # a nearness of names is another quantity
-                for judged in (True, False):
-                    own = settings[settings.judged == judged]
-                    for name, terms in c.rows(own, shot_order(planned[planned.setting.isin(own.setting)].shots)):
-                        e = estimate(terms, there, c.metric, resampled, planned)
-                        enough = e['networks'] >= networks and e['seeds'] >= seeds and (e['images'] or c.metric == 'semantic') and e['matched']
-                        rows.append(dict(scale=of_scale, claim=c.id, row=name if part.target.nunique() == 1 else f'{target}: {name}', planned=judged,
-                                         judged=judged and enough, **e))
+                for judged, name, terms in _rows(c, settings, planned):
+                    e = estimate(terms, there, c.metric, resampled, planned)
+                    enough = e['networks'] >= networks and e['seeds'] >= seeds and (e['images'] or c.metric == 'semantic') and e['matched']
+                    rows.append(dict(scale=of_scale, claim=c.id, row=name if part.target.nunique() == 1 else f'{target}: {name}', planned=judged,
+                                     judged=judged and enough, **e))
             if not rows: continue
             rows, sign = pd.DataFrame(rows), 1 if c.larger == 'better' else -1
             some = rows[rows.planned]
