@@ -41,9 +41,10 @@ def settings_of(table:pd.DataFrame) -> pd.DataFrame: # backbone, setting, kind, 
     return t.sort_values(['backbone', 'setting'], key=lambda c: c.map(rank) if c.name == 'setting' else c).reset_index(drop=True)
 
 # %% ../nbs/34_claims.ipynb #552b6699
-def _mean(s, mode, shots, weight=1.): return tuple((weight / len(shots), dict(backbone=s.backbone, setting=s.setting, mode=mode, shots=n)) for n in shots)
+def _mean(s, mode, shots, weight=1., **who): # who: not the setting, but e.g. all of method 'dense'
+    return tuple((weight / len(shots), dict(who or dict(setting=s.setting), backbone=s.backbone, mode=mode, shots=n)) for n in shots)
 def _loss(s, mode, shots, weight=1.):
-    return _mean(s, mode, shots, weight) + _mean(s._replace(setting='dense'), mode, shots, -weight) # against the matched dense model
+    return _mean(s, mode, shots, weight) + _mean(s, mode, shots, -weight, method='dense') # against the matched dense model, of whatever weights
 def _of(settings, *which): return [s for s in settings.itertuples() if s.kind in which]
 def _few(shots): return [n for n in shots if n != 'full' and n <= 2] or shots[:1]
 def _against_dense(mode, *which, of=lambda shots: shots):
@@ -142,11 +143,11 @@ def _rows(claim, settings, planned): # planned: of one target
     every = shot_order(planned.shots)
     have = {*(k for who in ('setting', 'method') for k in zip(planned.backbone, planned[who], planned['mode'], planned.shots))}
     used = {t['mode'] for _, terms in claim.rows(settings, every) for _, t in terms}
-    budgets = pd.Series([tuple(n for n in every if all((s.backbone, s.setting, m, n) in have for m in used)) for s in settings.itertuples()], settings.index, object)
-    for judged in (True, False):
-        for shots in dict.fromkeys(budgets[settings.judged == judged]):
-            for name, terms in claim.rows(settings[(settings.judged == judged) & (budgets == shots)], [*shots]) if shots else ():
-                if all((t['backbone'], t.get('setting', t.get('method')), t['mode'], t['shots']) in have for _, t in terms): yield judged, name, terms
+    budgets = [tuple(n for n in every if all((s.backbone, s.setting, m, n) in have for m in used)) for s in settings.itertuples()]
+    alike = [*zip(settings.judged, budgets)]
+    for judged, shots in sorted(dict.fromkeys(alike), key=lambda k: not k[0]): # those to be judged first
+        for name, terms in claim.rows(settings[[k == (judged, shots) for k in alike]], [*shots]) if shots else ():
+            if all((t['backbone'], t.get('setting', t.get('method')), t['mode'], t['shots']) in have for _, t in terms): yield judged, name, terms
 
 def judge_claims(
     table:pd.DataFrame, # of `records.as_table`

@@ -29,7 +29,7 @@ TWINS = ['backbone', 'network_seed', 'target', 'shots', 'seed'] # what two trial
 
 def paired_modes(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=CONTRASTS) -> pd.DataFrame: # one row a pair of trials
     "Differences between two modes on the same subset of the same setting"
-    keys, parts = ['setting', 'setting_id', 'method', *TWINS], []
+    keys, parts = ['setting', 'setting_id', 'method', 'weights', *TWINS], []
     for name, (a, b) in contrasts.items():
         one, other = (table.loc[table['mode'] == m, [*keys, metric]] for m in (a, b))
         both = one.merge(other, on=keys, suffixes=('', '_without'), validate='one_to_one')
@@ -43,8 +43,10 @@ def contrast_table(
 ) -> pd.DataFrame: # contrast, target, shots, setting: difference with its 95 % interval over networks and seeds, n pairs
     "What each part is worth by setting, and how much less or more on a compressed setting than on dense"
     pairs = paired_modes(table, metric, contrasts)
-    dense = pairs.loc[pairs.method == 'dense', ['contrast', *TWINS, 'difference']]
+    dense = pairs.loc[pairs.method == 'dense', ['contrast', *TWINS, 'weights', 'difference']]
     both = pairs[pairs.method != 'dense'].merge(dense, on=['contrast', *TWINS], suffixes=('', '_dense'))
+    both = both.assign(other=both.weights != both.weights_dense).sort_values(['other', 'weights_dense'], kind='stable') # one twin, as in `stats.paired`
+    both = both.drop_duplicates(['contrast', 'setting_id', *TWINS]).sort_index()
     against = both.assign(setting=both.setting + ' - dense', difference=both.difference - both.difference_dense)
     every = pd.concat([pairs, against[pairs.columns]], ignore_index=True)
     rows, names = [], [*order(pairs.setting), *order(against.setting)]

@@ -22,7 +22,7 @@ STYLE = {'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True
 
 def order(settings) -> list:
     "Settings in reading order: dense first, then by name"
-    return sorted(set(settings), key=lambda s: (s != 'dense', s))
+    return sorted(set(settings), key=lambda s: (s.split()[0] != 'dense', s))
 
 def looks(settings) -> dict: # setting -> keyword arguments of `plot`; no two of 64 are alike
     return {s: dict(color=COLOURS[i % 8], marker=MARKERS[(i + i // 8) % 8], label=s) for i, s in enumerate(order(settings))}

@@ -48,7 +48,7 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
         for ax in axs[-1]: ax.set_xlabel('bits kept')
         axs[0, -1].legend(loc='best')
         shown = table[table['mode'].isin(modes)]
-        names = fill('from left: ' + ', '.join(sorted(set(shown.setting) - {'dense'}, key=lambda s: kept[s])), 150)
+        names = fill('from left: ' + ', '.join(sorted(set(shown.setting[shown.method != 'dense']), key=lambda s: kept[s])), 150)
         fig.text(0, 0, footnote(shown) + '; bars: 95 % interval over networks and seeds, none where there is one trial'
                  + '; hollow: quantized' * bool(quantized) + f'\n{names}', fontsize=7, color='.4', va='top')
         fig.tight_layout()

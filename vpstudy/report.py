@@ -90,6 +90,11 @@ class Study:
         wanted = set(self.expected.id)
         self.found = [r for r in every if r['id'] in wanted]
         self.table = as_table(self.found)
+        # a plan's first weights of a backbone give its dense model; one of others is called by them
+        first = self.expected[self.expected.method == 'dense'].drop_duplicates('backbone').set_index('backbone').weights
+        for t in (self.expected, self.table) if len(self.table) else [self.expected]:
+            other = (t.method == 'dense') & t.weights.notna() & (t.weights != t.backbone.map(first))
+            t['setting'] = t.setting.where(~other, 'dense ' + t.weights.astype(str))
         self.missing = missing_trials(self.table, self.expected.drop(columns=['weights', 'method', 'bits', 'state']).to_dict('records'))
 
     def images(self) -> dict: # id -> (correct, confidence)
