@@ -7,7 +7,7 @@ __all__ = ['CONTRASTS', 'TWINS', 'PICTURED', 'paired_modes', 'contrast_table', '
 
 # %% ../nbs/33a_contrasts.ipynb #299d425b
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .figures import STYLE, footnote, looks, mode_order, order, shot_order
+from .figures import STYLE, footnote, looks, mode_order, order, shot_order, spread
 from .stats import interval
 
 # %% ../nbs/33a_contrasts.ipynb #191da697
@@ -77,7 +77,7 @@ def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=P
             ax.axvline(0, color='k', lw=1); ax.set_title(f'{n} example{"s" * (n != 1)} a class'); ax.set_xlabel(f'{metric} gained')
             for k, s in enumerate(order(c.setting)):
                 e = c[(c.shots == n) & (c.setting == s)].set_index('contrast').reindex(names)
-                y = np.arange(len(names)) + (k - (len(style) - 1) / 2) * .25
+                y = np.arange(len(names)) + spread(k, len(style), .25)
                 ax.errorbar(e.difference, y, xerr=[e.difference - e.low, e.high - e.difference], fmt=style[s]['marker'], color=style[s]['color'], label=s, ms=4,
                             lw=1, capsize=2)
         axs[0, 0].set_yticks(range(len(names)), [f'{n}\n({contrasts[n][0]} - {contrasts[n][1]})' for n in names], fontsize=8); axs[0, 0].invert_yaxis()

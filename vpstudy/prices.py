@@ -16,8 +16,16 @@ from .stats import interval, paired
 
 # %% ../nbs/33b_prices.ipynb #64999d0d
 def bits_kept(table:pd.DataFrame) -> pd.Series: # 0 to 1
-    "Bits of a setting's weights over those of the dense network: density x bits / 32"
+    "Bits of a setting's weights over those of the dense network: density x bits / 32. Bits are nominal: first and last layers may keep 8"
     return table.density * table.bits.astype(float).fillna(32) / 32
+
+def _beside(kept:pd.Series) -> pd.Series: # setting -> bits kept
+    "Where settings stand on a logarithmic axis, from left: side by side where as much is kept, and never past one that keeps more"
+    kept = kept.sort_values(kind='stable')
+    same = kept.groupby(kept.round(3))
+    between = np.diff(np.log(same.mean()), prepend=-np.inf, append=np.inf) # one level and the next
+    gap, n = pd.Series(np.minimum(between[:-1], between[1:]), same.mean().index), same.transform('size')
+    return kept * np.exp((same.cumcount() - (n - 1) / 2) * np.minimum(np.log(1.15), kept.round(3).map(gap) / (2 * n)))
 
 def _there(modes, table): return [m for m in modes if m in set(table['mode'])] or mode_order(table['mode']) # never an empty picture
 
@@ -25,11 +33,11 @@ METRICS = dict(accuracy='accuracy', ece='ECE')
 
 def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS): # one backbone and target
     "Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow; a sentence where there is none"
-    modes, shots, kept = _there(modes, table), shot_order(table.shots), bits_kept(table).groupby(table.setting).mean()
+    modes, shots = _there(modes, table), shot_order(table.shots)
     if paired(table[table['mode'].isin(modes)]).empty: return UNPAIRED
     colours, quantized = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()])
-    same = kept.groupby(kept.round(3))
-    kept *= 1.15**(same.cumcount() - (same.transform('size') - 1) / 2) # side by side where as much is kept
+    compressed = table[table.method != 'dense']
+    kept = _beside(bits_kept(compressed).groupby(compressed.setting).mean())
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(len(metrics), len(shots), figsize=(2.3 * len(shots) + .8, 2.1 * len(metrics) + .5), sharex=True, sharey='row', squeeze=False)
         for n, ax in zip(shots, axs[0]): ax.set_title(f'{n} example{"s" * (n != 1)} a class')
@@ -48,7 +56,7 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
         for ax in axs[-1]: ax.set_xlabel('bits kept')
         axs[0, -1].legend(loc='best')
         shown = table[table['mode'].isin(modes)]
-        names = fill('from left: ' + ', '.join(sorted(set(shown.setting[shown.method != 'dense']), key=lambda s: kept[s])), 150)
+        names = fill('from left, side by side where as much is kept: ' + ', '.join(s for s in kept.index if s in set(shown.setting)), 150)
         fig.text(0, 0, footnote(shown) + '; bars: 95 % interval over networks and seeds, none where there is one trial'
                  + '; hollow: quantized' * bool(quantized) + f'\n{names}', fontsize=7, color='.4', va='top')
         fig.tight_layout()
