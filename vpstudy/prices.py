@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .core import write_atomic
-from .figures import COLOURS, STYLE, UNPAIRED, differences, footnote, looks, mode_order, order, shot_order
+from .figures import COLOURS, STYLE, UNPAIRED, differences, footnote, kinds, looks, mode_order, order, shot_order
 from .stats import interval, paired
 
 # %% ../nbs/33b_prices.ipynb #64999d0d
@@ -93,13 +93,19 @@ def seconds_by_shots(table:pd.DataFrame):
     return fig
 
 # %% ../nbs/33b_prices.ipynb #6693e283
+def _tickets(table): # -> (rows of tickets and of dense, table of tickets: state, density)
+    "Tickets in the order of their rounds, or of their density where a file does not say its round"
+    kind = kinds(table)
+    of = table[kind == 'ticket'].astype(dict(state=float)).groupby('setting').agg(state=('state', 'first'), density=('density', 'mean'))
+    return table[kind.isin(['ticket', 'dense'])], of.sort_values('density', ascending=False) if of.state.isna().any() else of.sort_values('state')
+
 def ticket_picture(table:pd.DataFrame, modes=('rlm', 'flm', 'ilm', 'lp')): # one backbone and target; tickets and dense
-    "A row a mode: accuracy of dense and the sparsest ticket by shots, and the mean difference to dense by state and shots"
-    t = table[table.state.notna() | (table.method == 'dense')]
-    modes, shots, states = _there(modes, t), shot_order(t.shots), sorted(t.state.dropna().unique())
-    d = paired(t).merge(t[['setting', 'state']].drop_duplicates(), on='setting')
-    last = t[t.state == states[-1]].setting.iloc[0]
-    style, top = looks(['dense', last]), max(.01, d.groupby(['mode', 'shots', 'state']).difference.mean().abs().max())
+    "A row a mode: accuracy of dense and the last ticket by shots, and the mean difference to dense by ticket and shots; a sentence where there is none"
+    t, tickets = _tickets(table)
+    modes, shots, d = _there(modes, t), shot_order(t.shots), paired(t)
+    if d.empty: return UNPAIRED
+    last = tickets.index[-1]
+    style, top = looks(['dense', last]), max(.01, d.groupby(['mode', 'shots', 'setting']).difference.mean().abs().max())
     with plt.rc_context({**STYLE, 'axes.grid': False}):
         fig, axs = plt.subplots(len(modes), 2, figsize=(7, 1.9 * len(modes) + .4), squeeze=False, gridspec_kw=dict(width_ratios=[1.2, 1]))
         for mode, (ax, heat) in zip(modes, axs):
@@ -108,23 +114,23 @@ def ticket_picture(table:pd.DataFrame, modes=('rlm', 'flm', 'ilm', 'lp')): # one
                 ax.plot([shots.index(n) for n in rows.shots], rows.accuracy, style[s]['marker'], color=style[s]['color'], ms=3, alpha=.4)
                 ax.plot(range(len(shots)), rows.groupby('shots').accuracy.mean().reindex(shots), '-', **{**style[s], 'ms': 4})
             ax.set(ylabel=f'{mode}: accuracy', ylim=(0, 1)); ax.set_xticks(range(len(shots)), [str(n) for n in shots])
-            grid = d[d['mode'] == mode].pivot_table(index='state', columns='shots', values='difference').reindex(index=states, columns=shots)
+            grid = d[d['mode'] == mode].pivot_table(index='setting', columns='shots', values='difference').reindex(index=tickets.index, columns=shots)
             im = heat.imshow(grid, cmap='RdBu', vmin=-top, vmax=top, aspect='auto')
             for (i, j), v in np.ndenumerate(grid.values):
                 heat.text(j, i, 'none' if np.isnan(v) else f'{100 * v:+.1f}', ha='center', va='center', fontsize=7, color='w' if abs(v) > .7 * top else 'k')
             heat.set_xticks(range(len(shots)), [str(n) for n in shots])
-            heat.set_yticks(range(len(states)), [f'{int(s)}: {t[t.state == s].density.mean():.0%}' for s in states], fontsize=7)
+            heat.set_yticks(range(len(tickets)), [f'{int(k)}: {d:.0%}' if k == k else f'{d:.0%}' for k, d in tickets.values], fontsize=7)
         axs[0, 0].legend(fontsize=7); axs[0, 1].set_title('difference to dense, points', fontsize=8)
         axs[-1, 0].set_xlabel('examples a class'); axs[-1, 1].set_xlabel('examples a class')
-        fig.text(0, -.02, footnote(t[t['mode'].isin(modes)]) + '; rows: rounds of pruning and weights left', fontsize=7, color='.4')
+        fig.text(0, -.02, footnote(t[t['mode'].isin(modes)]) + '; rows: rounds of pruning, where they are known, and weights left', fontsize=7, color='.4')
         fig.tight_layout()
     return fig
 
 def ticket_means(table:pd.DataFrame) -> pd.DataFrame: # modes down, budgets across: mean difference to dense
-    "Mean over states of the mean paired difference; only of states that have every mode and budget"
-    t = table[table.state.notna() | (table.method == 'dense')]
-    d = paired(t).merge(t[['setting', 'state']].drop_duplicates(), on='setting')
-    d = d.pivot_table(index='state', columns=['mode', 'shots'], values='difference').dropna()
+    "Mean over states of the mean paired difference; only of states that have every mode and budget, empty where none has"
+    d = paired(_tickets(table)[0])
+    if len(d): d = d.pivot_table(index='setting', columns=['mode', 'shots'], values='difference').dropna()
+    if d.empty: return pd.DataFrame(dict(states=[]), pd.Index([], name='mode'))
     return d.mean().unstack('shots').reindex(mode_order(d.columns.get_level_values('mode')))[shot_order(d.columns.get_level_values('shots'))].assign(states=len(d))
 
 # %% ../nbs/33b_prices.ipynb #49bdf559
