@@ -140,7 +140,7 @@ def reliability_diagrams(records:list, table:pd.DataFrame, modes=('ilm', 'lp'), 
 # %% ../nbs/33_figures.ipynb #4c685aa8
 def mapping_picture(
     records:list, # one record a setting, of a VP mode, same target
-    target_images, # [K, h, w, 3], one a target class, values 0 to 1
+    target_images, # one a target class, [h, w, 3], values 0 to 1; None where there is none
     source_images:dict, # source class name -> [h, w, 3]; a class without a picture is written out
     names:list, # settings, as titles
     most:int=10, # target classes shown
@@ -152,7 +152,8 @@ def mapping_picture(
         fig, axs = plt.subplots(1 + len(records), len(classes), figsize=((.75 if source_images else 1.1) * len(classes) + 1, .85 * (1 + len(records)) + .3),
                                 squeeze=False)
         for c, name in enumerate(classes):
-            axs[0, c].imshow(target_images[c]); axs[0, c].set_title(name, fontsize=8, wrap=True)
+            if target_images[c] is not None: axs[0, c].imshow(target_images[c])
+            axs[0, c].set_title(name, fontsize=8, wrap=True)
             for row, r in zip(axs[1:], records):
                 got = r['mapping']['source_name'][c]
                 if got in source_images: row[c].imshow(source_images[got]); row[c].set_xlabel(got, fontsize=8, labelpad=1)

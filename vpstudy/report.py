@@ -206,10 +206,11 @@ def mapping_pictures(study:Study, mode:str='ilm'): # yields (figure or a sentenc
         picked = {s: next(r for r in records if r['id'] == rows.id[s]) for s in order(rows.index)}
         try: target = get_target(rows.target.iloc[0])
         except BadInput as e: yield f'*The images of {rows.target.iloc[0]} are not here: {e}*', name; continue
-        firsts = [int((target.labels['test'] == c).nonzero()[0]) for c in range(min(10, len(target.classes))) if (target.labels['test'] == c).any()]
-        images = target.pixels('test', index=firsts).permute(0, 2, 3, 1).numpy() / 255
+        labels = target.labels['test'].tolist()
+        firsts = {c: labels.index(c) for c in range(min(10, len(target.classes))) if c in labels}
+        images = dict(zip(firsts, target.pixels('test', index=[*firsts.values()]).permute(0, 2, 3, 1).numpy() / 255))
         seen = {n: i for r in picked.values() for n, i in zip(r['mapping']['source_name'], r['mapping']['source_index'])}
-        yield mapping_picture([*picked.values()], images, source_pictures(rows.backbone.iloc[0], [*seen], [*seen.values()]), [*picked]), name
+        yield mapping_picture([*picked.values()], [images.get(c) for c in range(min(10, len(target.classes)))], source_pictures(rows.backbone.iloc[0], [*seen], [*seen.values()]), [*picked]), name
 
 # %% ../nbs/35_report.ipynb #e9872b60
 CSS = """body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;max-width:60rem;margin:auto;padding:1rem}
