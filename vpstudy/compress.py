@@ -57,8 +57,8 @@ def check_fits(backbone:str, method:str, **params):
     "`BadInput` if a network of this build cannot be compressed so, before anything is trained"
     if method == 'dense': return
     if any(isinstance(m, nn.MultiheadAttention) for m in blank(backbone).modules()): # its layers are never called, their hooks never run
-        raise BadInput(f"method={method!r} is not possible with {backbone}: its nn.MultiheadAttention reads weights past the layers that hold them, so a part would stay as it was; "
-                       f"choose method 'dense', 'checkpoint' with a file that is compressed already, or another backbone")
+        raise BadInput(f"method={method!r} is not possible with {backbone}: its nn.MultiheadAttention reads weights past their layers, so a part "
+                       f"would stay as it was; choose method 'dense', 'checkpoint' with a file that is compressed already, or another backbone")
     if methods[method].fits: methods[method].fits(blank(backbone), **params)
 
 def make_setting(
@@ -140,13 +140,14 @@ def compressed(
             if setting.recipe_id != recipe_id(setting.method, model, setting.images and get_pack(setting.images)):
                 raise BadInput(f'{setting.label}: the images {setting.images!r}, or how it is compressed, are not those of this setting any more; make the setting anew')
             before = dict(previous=compressed(replace(setting, state=setting.state - 1), masks=True).net) if setting.state else {}
-            start, net, trainer = time.perf_counter(), backbone.net, model.trainer(model.tune, setting.network_seed, setting.images, backbone.net) # of this round alone
+            start, net = time.perf_counter(), backbone.net # of this round alone
+            trainer = model.trainer(model.tune, setting.network_seed, setting.images, backbone.net)
             trainer.partial = path.with_suffix('.partial')
             # all rounds of a ticket start from the same weights
             seed_everything('compress', replace(setting, state=0).id if setting.state is not None else setting.id)
             entry.f(net, trainer, **{k: getattr(setting, k) for k in entry.params}, **before)
-            save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net, setting.weights), history=trainer.history,
-                                     seconds=time.perf_counter() - start))
+            save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net, setting.weights),
+                                     history=trainer.history, seconds=time.perf_counter() - start))
             trainer.partial.unlink(missing_ok=True)
         net = model.build()
         if entry.form: entry.form(net, load_file(path), **{k: getattr(setting, k) for k in entry.params})
