@@ -30,7 +30,8 @@ from .transfer import make_trial
 def in_words(params:dict) -> dict: # of a planned setting: field of `Setting` -> value; checkpoint: its file
     "What the records of a setting say of it, as far as that is known without its files"
     if params.get('method') == 'checkpoint': # without a backbone the file says it
-        return dict(method='checkpoint', checkpoint=params.get('checkpoint'), **{k: params[k] for k in ['backbone'] if params.get(k, 'glyphs_resnet') != 'glyphs_resnet'})
+        named = {k: params[k] for k in ['backbone'] if params.get(k, 'glyphs_resnet') != 'glyphs_resnet'}
+        return dict(method='checkpoint', checkpoint=params.get('checkpoint'), **named)
     method, model, images = params.get('method', 'gmp'), backbones[params.get('backbone', 'glyphs_resnet')], params.get('images')
     weights = Path(params.get('weights') or next(iter(getattr(model, 'variants', ['trained']))))
     own = {k: check(default if params.get(k) is None else params[k]) for k, (default, check) in methods[method].params.items()}
@@ -61,8 +62,8 @@ def by_name(
     said = {} if ambiguous or not settings else next(iter(settings.values())) # of a checkpoint only records say what it is
     label = (Setting(**said).label if said else f"checkpoint {Path(str(words['checkpoint'])).name}" if 'checkpoint' in words
              else Setting(**{'weights': '', **words}, weights_id='').label)
-    base = dict({k: {'backbone': 'glyphs_resnet', 'network_seed': 0, **words, **said}.get(k) for k in ('backbone', 'weights', 'method', 'bits', 'state', 'network_seed')},
-                setting=label)
+    every = {'backbone': 'glyphs_resnet', 'network_seed': 0, **words, **said}
+    base = dict({k: every.get(k) for k in ('backbone', 'weights', 'method', 'bits', 'state', 'network_seed')}, setting=label)
     return [dict(base, id=own[q]['id'] if q in own and not ambiguous else None, **dict(zip(('target', 'mode', 'shots', 'seed'), q))) for q in points], ambiguous
 
 class Study:
@@ -210,7 +211,8 @@ def mapping_pictures(study:Study, mode:str='ilm'): # yields (figure or a sentenc
         firsts = {c: labels.index(c) for c in range(min(10, len(target.classes))) if c in labels}
         images = dict(zip(firsts, target.pixels('test', index=[*firsts.values()]).permute(0, 2, 3, 1).numpy() / 255))
         seen = {n: i for r in picked.values() for n, i in zip(r['mapping']['source_name'], r['mapping']['source_index'])}
-        yield mapping_picture([*picked.values()], [images.get(c) for c in range(min(10, len(target.classes)))], source_pictures(rows.backbone.iloc[0], [*seen], [*seen.values()]), [*picked]), name
+        read, shown = source_pictures(rows.backbone.iloc[0], [*seen], [*seen.values()]), [images.get(c) for c in range(min(10, len(target.classes)))]
+        yield mapping_picture([*picked.values()], shown, read, [*picked]), name
 
 # %% ../nbs/35_report.ipynb #e9872b60
 CSS = """body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;max-width:60rem;margin:auto;padding:1rem}
