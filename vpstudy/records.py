@@ -12,6 +12,7 @@ import contextlib, json, math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 import pandas as pd
 from safetensors.torch import load_file, save
@@ -116,10 +117,11 @@ def read_records(where=None) -> tuple: # (list of records, list of reasons)
     def text(path):
         with contextlib.suppress(OSError, UnicodeDecodeError): return path.read_text() # else `read_record` says why not
     good, bad, paths = [], [], sorted(records_path(where).glob('*/*.json'))
-    with ThreadPoolExecutor(8) as ahead: # a cold disk answers several at once
-        for path, t in zip(paths, ahead.map(text, paths)):
-            try: good.append(read_record(path, text=t))
-            except BadInput as e: bad.append(str(e))
+    with ThreadPoolExecutor(8) as pool: # a cold disk answers several at once
+        texts = [*chain(*pool.map(lambda part: [*map(text, part)], (paths[i:i + 64] for i in range(0, len(paths), 64))))]
+    for path, t in zip(paths, texts):
+        try: good.append(read_record(path, text=t))
+        except BadInput as e: bad.append(str(e))
     return good, bad
 
 def is_done(setting:Setting, trial:Trial, where=None) -> bool:
