@@ -67,6 +67,7 @@ def remembering(path:Path|None, part:int): # part: which training of several thi
         order, done, rows = 80, kept.get('epoch', 0), kept.get('rows', [])
         def others(self): return [(f'{i} {type(c).__name__}', c) for i, c in enumerate(self.learn.cbs) if hasattr(c, 'remembers')]
         def before_fit(self):
+            "Go on where the file left off"
             if not kept: return
             self.model.load_state_dict(kept['net'])
             self.opt.opt.load_state_dict({**self.opt.opt.state_dict(), 'state': kept['opt']}) # its rates follow from the schedule
@@ -75,6 +76,7 @@ def remembering(path:Path|None, part:int): # part: which training of several thi
             for name, c in self.others(): vars(c).update(kept['callbacks'][name])
         def before_train(self): self.learn.train_iter = self.epoch * len(self.dls.train)
         def after_epoch(self):
+            "Note the epoch; keep all that the next one begins with, unless it was the last"
             if self.epoch < self.done: return # passed over
             self.rows = [*self.rows, dict(zip(('train_loss', 'valid_loss', 'accuracy'), map(float, self.recorder.values[-1])))]
             if path is None or self.epoch + 1 == self.n_epoch: return

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'PARTS', 'SHARES', 'records_path', 'record_path', 'write_record', 'failure_path', 'write_failure',
-           'read_failures', 'check_record', 'parse_record', 'read_record', 'read_records', 'is_done', 'as_table',
-           'mixed']
+           'read_failures', 'check_record', 'parse_record', 'read_record', 'readable', 'read_records', 'is_done',
+           'as_table', 'mixed']
 
 # %% ../nbs/30_records.ipynb #9005a8c0
 import contextlib, json, math
@@ -112,6 +112,10 @@ def read_record(
         record['arrays'] = load_file(file)
     return record
 
+def readable(path:Path, logits:bool=False) -> dict|None:
+    "`read_record`, or None where there is no whole one"
+    with contextlib.suppress(BadInput): return read_record(path, logits)
+
 def read_records(where=None) -> tuple: # (list of records, list of reasons)
     "All whole records, in the order of their names, and why others were left out"
     def text(path):
@@ -126,9 +130,7 @@ def read_records(where=None) -> tuple: # (list of records, list of reasons)
 
 def is_done(setting:Setting, trial:Trial, where=None) -> bool:
     "Whether the trial has a whole record with its logits beside it, or one that was restored"
-    path = record_path(setting, trial, where)
-    try: return path.exists() and bool(read_record(path, logits=True))
-    except BadInput: return False
+    return readable(record_path(setting, trial, where), logits=True) is not None
 
 # %% ../nbs/30_records.ipynb #46b007f4
 def as_table(records:list) -> pd.DataFrame:

@@ -7,7 +7,7 @@ __all__ = ['AXES', 'TOGETHER', 'grid', 'resolve', 'check_options', 'missing', 'c
            'run_setting']
 
 # %% ../nbs/32_study.ipynb #09818524
-import contextlib, errno, inspect, itertools
+import errno, inspect, itertools
 from functools import lru_cache, partial
 import torch
 from filelock import FileLock
@@ -16,7 +16,7 @@ from .processes import in_processes
 from .backbones import backbones
 from .compress import METHOD_PARAMS, compressed, dense_lock, make_setting
 from .frozen import Frozen
-from .records import is_done, read_record, records_path, write_failure, write_record, failure_path
+from .records import is_done, readable, records_path, write_failure, write_record, failure_path
 from .tables import network_here, of_networks, read_tables
 from .datasets import get_target
 from .transfer import make_trial, modes as mode_registry, grouped, run_trials
@@ -85,7 +85,7 @@ def check_same_weights(setting:Setting, upstream:dict, records=None):
     folder = records_path(records)/setting.id
     def known(): # whole records of one setting agree: each was checked before it was written
         for path in sorted(folder.glob('*.json')):
-            with contextlib.suppress(BadInput): yield path, read_record(path) # damaged: its trial runs again
+            if r := readable(path): yield path, r # damaged: its trial runs again
         same, _ = of_networks(read_tables(records)[0], {(setting.backbone, setting.weights, setting.network_seed): upstream.get('parent_sha256')})
         for r in same.values():
             if r['setting_id'] == setting.id: yield f'a table in {records_path(records).parent/"results"}', r

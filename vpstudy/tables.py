@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from .core import SCHEMA, BadInput, Setting, Trial, canonical, git_state, versions, write_atomic, writing
 from .calibration import confidence
-from .records import as_table, is_done, parse_record, read_record, read_records, record_path, records_path
+from .records import as_table, is_done, parse_record, read_record, read_records, readable, record_path, records_path
 
 # %% ../nbs/30a_tables.ipynb #2b8f6e91
 def _images(record, folder):
@@ -124,20 +124,18 @@ def network_here(setting:Setting, where=None) -> str|None:
     "sha256 of the dense network that the records in the directory have, of the network of `setting`"
     for folder in sorted(records_path(where).glob(f'{setting.backbone}-*-n{setting.network_seed}-*')):
         for path in sorted(folder.glob('*.json')):
-            try: r = read_record(path)
-            except BadInput: continue
+            if (r := readable(path)) is None: continue
             if network_of(r) == (setting.backbone, setting.weights, setting.network_seed) and (sha := origin(r)): return sha
             break
 
 def read_all(where=None) -> tuple: # (list of records, list of reasons)
     "Every whole record once, of the directory and of packed tables, and why others were left out"
-    found, bad = read_records(where)
+    (found, bad), (packed, more) = read_records(where), read_tables(where)
     own = {r['id']: r for r in found}
-    packed, other = of_networks((tables := read_tables(where))[0], {network_of(r): sha for r in found if (sha := origin(r))})
-    more = tables[1] + other
+    packed, other = of_networks(packed, {network_of(r): sha for r in found if (sha := origin(r))})
     differ = [f'{id}: packed with another result than its record has; the record is used' for id, r in packed.items()
               if id in own and r['metrics'] != own[id]['metrics']]
-    return [r for _, r in sorted({**packed, **own}.items())], bad + more + differ
+    return [r for _, r in sorted({**packed, **own}.items())], bad + more + other + differ
 
 def find_record(setting:Setting, trial:Trial, where=None) -> dict|None:
     "The record of a trial that is done - in the directory, its logits checked, or in a packed table - else None"
@@ -148,10 +146,7 @@ def unpack(table, where=None) -> dict: # restored, there (had a record already),
     "Write the records of a packed table as files again; what is there stays. They say that their logits are not here"
     rows, bad = read_table(table)
     todo = [(records_path(where)/r['setting_id']/f'{r["id"]}.json', r) for r in (row['record'] for row in rows)]
-    def whole(path):
-        try: return bool(read_record(path))
-        except BadInput: return False
-    new = [(path, r) for path, r in todo if not whole(path)]
+    new = [(path, r) for path, r in todo if readable(path) is None]
     for path, r in new:
         write_atomic(path, json.dumps({**r, 'logits': dict(r['logits'], file=None, packed=Path(table).name)}, indent=1, allow_nan=False), first=not path.exists())
     return dict(restored=len(new), there=len(todo) - len(new), left_out=bad)
