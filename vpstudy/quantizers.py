@@ -26,17 +26,19 @@ class WeightQuant(nn.Module):
 
 class InputQuant(nn.Module):
     "Puts what passes on levels, one step for all of it; the step may learn (LSQ)"
-    seen = None # samples of what passes, while steps are looked for
+    seen, ends = None, () # while steps are looked for: samples of what passes, and its true least and largest numbers
     def __init__(self, bits:int):
         super().__init__()
         self.bits, self.log_step = bits, nn.Parameter(torch.zeros(()))
         self.register_buffer('signed', torch.tensor(True))
     step = property(lambda self: self.log_step.exp())
     def start(self, x, observer):
-        self.signed.fill_(bool((x < 0).any()))
+        ends, self.ends = torch.stack(self.ends), ()
+        self.signed.fill_(bool(ends.min() < 0))
+        x = ends if observer == 'minmax' else x # a sample misses what is rare
         self.log_step.copy_(observers[observer](x[None], self.bits, bool(self.signed))[0].log())
     def forward(self, x):
-        if self.seen is not None: self.seen.append(sample(x)); return x
+        if self.seen is not None: self.seen.append(sample(x)); self.ends = [*self.ends, *x.detach().aminmax()]; return x
         signed = bool(self.signed)
         return fake_quant(x, slow(self.step, (x[0].numel() * levels(self.bits, signed)[1])**-.5), *levels(self.bits, signed))
 
@@ -44,7 +46,10 @@ def slow(step, scale):
     "The step with its gradient times `scale`; 1/sqrt(n * highest code) lets it move as slowly as a weight does (Esser et al. 2020, section 2.2)"
     return step * scale + (step - step * scale).detach()
 
-def sample(x, n:int=20_000): return x.detach().flatten()[::max(1, x.numel() // n)] # some n numbers of x
+def sample(x, n:int=20_000):
+    "`n` numbers of x from random places, the same every time; a stride would share factors with the shape and pass over channels"
+    x = x.detach().flatten()
+    return x if len(x) <= n else x[torch.randint(len(x), (n,), generator=torch.Generator().manual_seed(0)).to(x.device)]
 
 def quantize_input(m, args): return (m.quant(args[0]),) # a hook: before the layer computes
 quantize_input.pointwise = True # every number by itself: a window of the input can be quantized alone
@@ -106,14 +111,14 @@ def quantized_form(net, tensors, bits, **params):
 
 BITS = one_of('bits', 8, 4, 3, 2)
 
-@methods.register('ptq', cls=Method, params=dict(bits=(8, BITS), observer=('mse', one_of('observer', *observers))), form=quantized_form)
+@methods.register('ptq', cls=Method, params=dict(bits=(8, BITS), observer=('mse', one_of('observer', *observers))), form=quantized_form, version=2)
 def ptq(net, trainer, bits, observer):
     "Post-training quantization: steps from a few hundred images, nothing trained"
     calibrate(add_quantizers(net, bits), trainer.batches(1000), observer)
     net.eval()
 
 # %% ../nbs/12a_quantizers.ipynb #298950fe
-@methods.register('lsq', cls=Method, params=dict(bits=(4, BITS)), form=quantized_form, version=2)
+@methods.register('lsq', cls=Method, params=dict(bits=(4, BITS)), form=quantized_form, version=3)
 def lsq(net, trainer, bits):
     "Learned step size quantization: quantization-aware training from PTQ's steps, a third longer than the recipe"
     calibrate(add_quantizers(net, bits), trainer.batches(1000))

@@ -139,7 +139,7 @@ class Settle(Callback):
             step = q.log_step[q.bits - WIDTHS[0]].exp().detach()
             self.learn.loss_grad = self.learn.loss_grad + k * unrest(m.parametrizations.weight.original, step, *levels(q.bits, True))
 
-@methods.register('vvt', cls=Method, params=dict(bits=(4, BITS)), form=steps_form, fits=check_blocks)
+@methods.register('vvt', cls=Method, params=dict(bits=(4, BITS)), form=steps_form, fits=check_blocks, version=2)
 def vvt(net, trainer, bits):
     "Variation-aware quantization of a vision transformer (VVT): learned multi-bit steps, split q, k, v, a teacher and settling weights"
     pupil = trainer.taught(copy.deepcopy(net))
