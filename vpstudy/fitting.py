@@ -163,9 +163,11 @@ class Trainer:
         valid, n = Batches(*self.valid, 500, self.normalise), epochs or self.recipe.epochs
         memory, cast = remembering(self.partial, len(self.history)), [autocast()] if resolve_precision(self.recipe.precision, self.device) == 'bf16' else []
         data = DataLoaders(self.batches(stream='fit'), valid, device=self.device)
-        learn = Learner(data, net.to(self.device, memory_format=torch.channels_last), nn.CrossEntropyLoss(),
-                        partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=agreement, cbs=[*cast, memory, *cbs, *self.cbs])
-        with learn.no_logging(): learn.fit_one_cycle(n, lr or self.recipe.lr, wd=self.recipe.wd, pct_start=peak, start_epoch=memory.done)
+        steps = [p for name, p in net.named_parameters() if name.endswith(('log_step', 'offset'))] # of quantizers, not to be pulled towards 0
+        split = lambda net: [[p for p in net.parameters() if p.requires_grad and all(p is not s for s in steps)], *([steps] if steps else [])]
+        learn = Learner(data, net.to(self.device, memory_format=torch.channels_last), nn.CrossEntropyLoss(), splitter=split,
+                        opt_func=partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=agreement, cbs=[*cast, memory, *cbs, *self.cbs])
+        with learn.no_logging(): learn.fit_one_cycle(n, lr or self.recipe.lr, wd=[self.recipe.wd, 0.] if steps else self.recipe.wd, pct_start=peak, start_epoch=memory.done)
         if self.teacher is not None: reestimate_bn(net, self.batches(1000), None if scratch else self.teacher)
         self.history.append(memory.rows)
         return memory.rows
