@@ -28,7 +28,7 @@ bench: setup  ## time every step of the fast path against the published loop (ha
 	$(BIN)/papermill nbs/bench_frozen.ipynb data/reports/bench_frozen.ipynb --cwd nbs -p figures $(CURDIR)/figures $(BENCH)
 	cat figures/bench_frozen.md
 
-compression: setup  ## compress the glyphs networks by every method and measure them upstream (what has no file yet)
+compression: setup  ## compress the glyphs networks by one method after the other and measure them upstream (what has no file yet)
 	mkdir -p data/reports
 	$(BIN)/papermill nbs/report_compression.ipynb data/reports/report_compression.ipynb --cwd nbs -p figures $(CURDIR)/figures
 

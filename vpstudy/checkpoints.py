@@ -123,7 +123,9 @@ def apply_masks(raw:Raw, state:dict, masks:dict) -> dict: # masks: name of the w
         if not ((m == 0) | (m == 1)).all(): raise BadInput(f'{raw.path}: the mask of {k!r} holds values other than 0 and 1')
     return {k: v * masks[k].to(v.dtype) if k in masks else v for k, v in state.items()} if masks else state
 
-def has(raw:Raw, *patterns) -> bool: return all(any(re.search(p, k) for k in raw.state) for p in patterns)
+def has(raw:Raw, *patterns) -> bool:
+    "Whether every pattern (regular expression) fits the name of a tensor in the file"
+    return all(any(re.search(p, k) for k in raw.state) for p in patterns)
 
 # %% ../nbs/13_checkpoints.ipynb #106157f7
 @dataclass

@@ -29,7 +29,9 @@ class Claim:
     larger: str = 'better' # what a larger value of the metric is
 
 NEEDED = dict(embedded=(3, 5), ImageNet=(1, 3)) # networks and seeds for a verdict
-def scale(backbone:str) -> str: return 'embedded' if backbone.startswith('glyphs') else 'ImageNet'
+def scale(backbone:str) -> str:
+    "The scale a backbone is judged at: embedded where it was trained here (its name begins with glyphs), else ImageNet"
+    return 'embedded' if backbone.startswith('glyphs') else 'ImageNet'
 
 def settings_of(table:pd.DataFrame) -> pd.DataFrame: # backbone, setting, kind, networks, seeds, judged
     "The settings of a table in reading order, and whether they have the networks, the seeds and the dense model that a verdict needs"
@@ -108,7 +110,7 @@ def _matching(rows, like): # like: rows of the setting that is compared
     if rows.duplicated(exact).any():
         raise BadInput(f'several results of one trial: {sorted(rows.id[rows.duplicated(exact, keep=False)])}; give a table of one study')
     which = sorted({*rows[exact[2:]].itertuples(index=False, name=None)}, key=lambda v: (-sum(x in set(like[k]) for k, x in zip(exact[2:], v)), v))
-    return rows[(rows[exact[2:]] == which[0]).all(axis=1)].set_index(exact[:2]) if which else rows.set_index(exact[:2])
+    return rows[(rows[exact[2:]] == list(which[0])).all(axis=1)].set_index(exact[:2]) if which else rows.set_index(exact[:2])
 
 def estimate(
     terms:tuple, # of (weight, {column: value}); the first names the setting that the row is about

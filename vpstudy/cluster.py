@@ -31,7 +31,7 @@ def run_job(parameters:dict, out:Path, notebook:str='run.ipynb') -> str|None:
     try: execute(notebook, out, parameters)
     except PapermillExecutionError as e: return e.evalue if e.ename == 'BadInput' else f'{e.ename}: {e.evalue}'
 
-RETRIES = 2 # of a job whose kernel or worker died
+RETRIES = 2 # of a job whose kernel died; how many workers one may cost is the scheduler's setting
 TIMEOUT = 20 # seconds to wait for a scheduler
 
 def run_here(*job) -> str|None: # job: what `run_job` takes

@@ -145,13 +145,13 @@ class Setting:
     method: str # registry name; 'dense' is no compression
     recipe_id: str|None = None # hash of how the compressor trains and of its images; None where nothing is trained
     images: str|None = None # name of the pack a compressor trains on, where the source's own images are not at hand
-    sparsity: float|None = None # share of the prunable weights that is zero, 0 to 1
+    sparsity: float|None = None # share of the prunable weights that is zero, 0 to 1; of `filter`, of the filters that are gone
     distribution: str|None = None # how it is shared among layers, or the pattern of N:M
     keep: str|None = None # which layers stay dense
     bits: int|None = None # of weights and activations
     observer: str|None = None # how PTQ finds the steps of its levels
     state: int|None = None # round of a lottery ticket
-    checkpoint: str|None = None # sha256 of somebody's compressed file
+    checkpoint: str|None = None # content of somebody's compressed file: architecture and tensors, not its bytes
     network_seed: int = 0 # which training of source model and compressor
 
     @property

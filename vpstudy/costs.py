@@ -18,7 +18,9 @@ from .transfer import default_batch, modes as mode_registry
 # %% ../nbs/32b_costs.ipynb #d40b7e93
 PASSES = dict(probe=(0, 1), zero=(0, 1), tuned=(3, 0), prompted=(2, 1)) # kind of mode -> passes of a training image: an epoch, and once
 
-def kind(mode:str) -> str: return {'': 'zero', 'head': 'probe', 'network': 'tuned'}.get(mode_registry[mode].learns, 'prompted')
+def kind(mode:str) -> str:
+    "What a mode trains, as its cost goes: zero, probe, tuned or prompted"
+    return {'': 'zero', 'head': 'probe', 'network': 'tuned'}.get(mode_registry[mode].learns, 'prompted')
 
 def work(mode:str, n:int, n_test:int, epochs:int|None, batch:int|None, votes:str|None=None) -> tuple: # (passes of one image, training steps)
     "What a trial has to do with `n` training images"

@@ -23,7 +23,7 @@ def fresh(net:nn.Module) -> nn.Module:
     if hasattr(net, 'init_weights'): net.init_weights() # timm's way, which also draws what belongs to no layer
     return net
 
-SCRATCH = 3 # times the epochs of fine-tuning, for what starts from scratch
+SCRATCH = 3 # times the epochs of fine-tuning, for RigL, which starts from scratch
 
 # %% ../nbs/11a_dynamic.ipynb #0de7d5b5
 ACDC = [*((p / 100, (p - 10) // 5 % 2 == 0) for p in range(10, 75, 5)), (.75, False), (.85, True)] # (share of the training, compressed from here on?)

@@ -25,17 +25,22 @@ def order(settings) -> list:
     return sorted(set(settings), key=lambda s: (s.split()[0] != 'dense', s))
 
 def looks(settings) -> dict: # setting -> keyword arguments of `plot`; no two of 64 are alike
+    "How each setting is drawn, the same in every figure"
     return {s: dict(color=COLOURS[i % 8], marker=MARKERS[(i + i // 8) % 8], label=s) for i, s in enumerate(order(settings))}
 
 MODES = 'zero rlm flm ilm ilm_hungarian ilm_hungarian_logp ilm_tp blm blmp fullymap lp lp_canvas vp_lp ft'.split() # reading order
 
-def mode_order(modes) -> list: return sorted(set(modes), key=lambda m: (MODES.index(m) if m in MODES else len(MODES), m))
+def mode_order(modes) -> list:
+    "Each mode once, in the order of reading; unknown ones last, by name"
+    return sorted(set(modes), key=lambda m: (MODES.index(m) if m in MODES else len(MODES), m))
 
 def spread(k:int, n:int, width:float=.08) -> float: # width: between two, where there is room
     "How far beside its tick the `k`-th of `n` stands; all of them stay nearer to it than to the next"
     return (k - (n - 1) / 2) * min(width, .7 / n)
 
-def shot_order(shots) -> list: return sorted(set(shots), key=lambda s: float('inf') if s == 'full' else s)
+def shot_order(shots) -> list:
+    "Each budget once, from few to 'full'"
+    return sorted(set(shots), key=lambda s: float('inf') if s == 'full' else s)
 
 def save_figure(fig, name:str, where) -> list:
     "Save as PNG and SVG under `where`; returns the paths"

@@ -51,7 +51,8 @@ def channel_groups(net:nn.Module) -> list: # dicts: out, norm, inp -> names of m
     return [g for g in groups.values() if g['out']]
 
 # %% ../nbs/11b_filters.ipynb #3781a755
-def take(t, keep, dim:int):
+def take(t, keep, dim:int): # keep: indices of what stays
+    "`t` with the slices `keep` along `dim`; a parameter stays one"
     return nn.Parameter(t.detach().index_select(dim, keep), t.requires_grad) if isinstance(t, nn.Parameter) else t.index_select(dim, keep)
 
 def fit_numbers(net:nn.Module):

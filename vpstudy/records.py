@@ -24,7 +24,9 @@ def records_path(where=None) -> Path:
     if where == '': raise BadInput("records='' is not a directory; give one, or leave it out for data/records")
     return Path(where).expanduser().resolve() if where else data_path('records')
 
-def record_path(setting:Setting, trial:Trial, where=None) -> Path: return records_path(where)/setting.id/f'{trial.id(setting)}.json'
+def record_path(setting:Setting, trial:Trial, where=None) -> Path:
+    "Where the record of a trial is, or will be"
+    return records_path(where)/setting.id/f'{trial.id(setting)}.json'
 
 def write_record(
     setting:Setting, trial:Trial,
@@ -48,7 +50,9 @@ def write_record(
     return record
 
 # %% ../nbs/30_records.ipynb #7be1c3a4
-def failure_path(setting_id:str, id:str='setting', where=None) -> Path: return records_path(where)/setting_id/f'{id}.failed'
+def failure_path(setting_id:str, id:str='setting', where=None) -> Path:
+    "Where it is noted why a trial, or a whole setting, failed"
+    return records_path(where)/setting_id/f'{id}.failed'
 
 def write_failure(setting_id:str, reason:str, id:str='setting', where=None): # id: of a trial; 'setting' where none could run
     "Note why a trial or a whole setting has no record"
