@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'PRUNED', 'POINT', 'CLAIMS', 'VERDICTS', 'Claim', 'scale', 'settings_of', 'claims_table', 'estimate',
-           'judge_claims', 'distinct', 'conclusions', 'claim_picture']
+           'judge_claims', 'distinct', 'conclusions', 'rests_on', 'claim_picture']
 
 # %% ../nbs/34_claims.ipynb #76231652
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def _against_dense(mode, *which, of=lambda shots: shots):
 def _between(a, b, *which):
     return lambda settings, shots: [(f'{s.backbone} {s.setting}: {a} - {b}', _mean(s, a, shots) + _mean(s, b, shots, -1)) for s in _of(settings, *which)]
 def _few_and_many(settings, shots):
-    return [(f'{s.backbone} {s.setting}, {shots[0]} - {shots[-1]} shots', _loss(s, 'ilm', shots[:1]) + _loss(s, 'ilm', shots[-1:], -1))
+    return [(f'{s.backbone} {s.setting}, {shots[0]} less {shots[-1]} shots', _loss(s, 'ilm', shots[:1]) + _loss(s, 'ilm', shots[-1:], -1))
             for s in _of(settings, *PRUNED) if len(shots) > 1]
 def _prompt_and_probe(settings, shots):
     return [(f'{s.backbone} {s.setting}', _loss(s, 'ilm', shots) + _loss(s, 'lp', shots, -1)) for s in _of(settings, *PRUNED)]
@@ -68,15 +68,16 @@ PRUNED, POINT = ('sparse', 'ticket'), .01
 CLAIMS = [
     Claim('1a', 'Pruned models transfer worse than dense ones under visual prompting', 'accuracy', POINT,
           'accuracy under ilm, pruned - dense, mean over budgets', 'worse', _against_dense('ilm', *PRUNED)),
-    Claim('1b', 'So do quantized ones', 'accuracy', POINT, 'accuracy under ilm, quantized - dense, mean over budgets', 'worse',
-          _against_dense('ilm', 'quantized')),
-    Claim('1c', 'Pruned models lose most with few examples', 'accuracy', POINT, 'what is lost under ilm at the smallest budget - at the largest', 'worse',
-          _few_and_many),
-    Claim('1d', 'The loss is one of prompting: under linear probing less is lost', 'accuracy', POINT, 'what is lost under ilm - under lp, mean over budgets',
-          'worse', _prompt_and_probe),
+    Claim('1b', 'Quantized models transfer worse than dense ones under visual prompting', 'accuracy', POINT,
+          'accuracy under ilm, quantized - dense, mean over budgets', 'worse', _against_dense('ilm', 'quantized')),
+    Claim('1c', 'Pruned models lose most with few examples', 'accuracy', POINT,
+          'accuracy under ilm, pruned - dense: at the smallest budget less at the largest', 'worse', _few_and_many),
+    Claim('1d', 'The loss is one of prompting: under linear probing less is lost', 'accuracy', POINT,
+          'accuracy, pruned - dense: under ilm less under lp, mean over budgets', 'worse', _prompt_and_probe),
     Claim('2a', 'For dense models ILM is better than FLM', 'accuracy', POINT, 'accuracy of dense, ilm - flm, mean over budgets', 'better',
           _between('ilm', 'flm', 'dense')),
-    Claim('2b', '... and FLM better than RLM', 'accuracy', POINT, 'accuracy of dense, flm - rlm, mean over budgets', 'better', _between('flm', 'rlm', 'dense')),
+    Claim('2b', 'For dense models FLM is better than RLM', 'accuracy', POINT, 'accuracy of dense, flm - rlm, mean over budgets', 'better',
+          _between('flm', 'rlm', 'dense')),
     Claim('2c', 'For pruned models ILM and FLM are alike', 'accuracy', POINT, 'accuracy of a pruned setting, ilm - flm, mean over budgets', 'close',
           _between('ilm', 'flm', *PRUNED), 'most'),
     Claim('3a', 'Lottery tickets lose under ILM, averaged over states', 'accuracy', POINT, 'accuracy under ilm, mean over states and budgets - dense', 'worse',
@@ -92,7 +93,8 @@ CLAIMS = [
           larger='worse'),
     Claim('5a', 'The mapping of pruned models makes less sense', 'semantic', .05,
           'share of classes read off their namesake under ilm, pruned - dense, mean over budgets', 'worse', _against_dense('ilm', *PRUNED)),
-    Claim('5b', 'So does that of quantized ones', 'semantic', .05, 'the same, quantized - dense', 'worse', _against_dense('ilm', 'quantized')),
+    Claim('5b', 'The mapping of quantized models makes less sense', 'semantic', .05,
+          'share of classes read off their namesake under ilm, quantized - dense, mean over budgets', 'worse', _against_dense('ilm', 'quantized')),
 ]
 
 def claims_table(claims=CLAIMS) -> pd.DataFrame:
@@ -168,7 +170,9 @@ def judge_claims(
             rows = []
             for target, planned in part.groupby('target'):
                 there = table[table.target == target]
-                if c.metric == 'semantic': there = there[there.semantic_by == 'same names'] # a nearness of names is another quantity
+                if c.metric == 'semantic': # a nearness of names is another quantity
+                    said, there = there[there.semantic_by.notna()], there[there.semantic_by == 'same names']
+                    planned = planned[~planned.backbone.isin({*said.backbone} - {*there.backbone})] # no target class has a namesake
                 for judged, name, terms in _rows(c, settings, planned):
                     e = estimate(terms, there, c.metric, resampled, planned)
                     enough = e['networks'] >= networks and e['seeds'] >= seeds and (e['images'] or c.metric == 'semantic') and e['matched']
@@ -188,7 +192,7 @@ def distinct(rows:pd.DataFrame) -> int: # rows of `judge_claims`
     return len(frozenset().union(*rows.ids))
 
 def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale, claim; says, conclusion, rows, ...
-    """The claims as a whole: supported, not supported, undecided, or not judged where nothing was planned to be, or nothing of it is there.
+    """The claims as a whole: supported, not supported, undecided, not planned where no row was, or not judged where none can be yet.
     worse, better, ...: how many rows are that (alone: are as expected, not adjusted); least, most: smallest and largest difference of those judged;
     low, high: ends of all their intervals; networks, seeds: what each has at least"""
     def one(c, of): # of: its rows
@@ -199,13 +203,22 @@ def conclusions(rows:pd.DataFrame, claims=CLAIMS) -> pd.DataFrame: # index scale
         alone = sum(planned.get(f'alone_{c.expect}', pd.Series(dtype=float)) < .05)
         supported, refuted = dict(all=(alone == total, no > 0), any=(yes > 0, no == total), most=(2 * yes > total, 2 * no >= total))[c.of]
         whole = c.of == 'any' or not n['not judged'] # what is not judged cannot change it
-        said = 'not judged' if n['not judged'] == total else 'not supported' if refuted else 'supported' if supported and whole else 'undecided'
+        said = ('not planned' if not total else 'not judged' if n['not judged'] == total else 'not supported' if refuted
+                else 'supported' if supported and whole else 'undecided')
         judged = planned[planned.verdict != 'not judged']
         return dict(says=c.says, conclusion=said, rows=total, **n, alone=alone,
                     least=judged['mean'].min(), most=judged['mean'].max(), low=judged.low.min(), high=judged.high.max(),
                     networks=judged.networks.min(), seeds=judged.seeds.min(), trials=distinct(judged), holes=int(planned.holes.sum()))
     found = [dict(scale=s, claim=c.id, **one(c, part[part.claim == c.id])) for s, part in rows.groupby('scale') for c in claims]
     return pd.DataFrame(found).set_index(['scale', 'claim']) if found else pd.DataFrame()
+
+def rests_on(c) -> str: # c: a row of `conclusions`
+    "What a conclusion rests on, as a sentence"
+    if not c.rows: return 'Nothing of it is planned at this scale.'
+    if c.rows == c['not judged']: return f'None of {c.rows} planned rows can be judged yet.'
+    return (f'{c.rows - c["not judged"]} of {c.rows} planned rows judged: differences from {c.least:+.3f} to {c.most:+.3f}, their 95 % intervals from '
+            f'{c.low:+.3f} to {c.high:+.3f}; {c.networks:.0f} x {c.seeds:.0f} networks and seeds at least, {c.trials} trials'
+            + f'; {c.holes} pairs of network and seed missing' * bool(c.holes) + '.')
 
 VERDICTS = dict(worse=COLOURS[2], better=COLOURS[3], close=COLOURS[1], undecided='.6', **{'not judged': '.85'})
 
@@ -222,7 +235,7 @@ def claim_picture(rows:pd.DataFrame, claim:Claim): # rows of one claim, of `judg
         ax.set_xlabel(f'{claim.estimand} ({claim.metric})', fontsize=8)
         for v in [v for v in VERDICTS if v in set(rows.verdict)]: ax.plot([], [], 'o-', color=VERDICTS[v], label=v)
         if len(rows): ax.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=7)
-        note = (f'{rows.networks.max()} networks, {rows.seeds.max()} seeds at most; {distinct(rows)} trials; {rows.holes.sum()} pairs of network and seed missing.\n'
+        note = (f'{rows.networks.max()} x {rows.seeds.max()} networks and seeds at most; {distinct(rows)} trials; {rows.holes.sum()} pairs of network and seed missing of what is drawn.\n'
                 'Bars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows')
         ax.annotate(note, (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
     return fig
