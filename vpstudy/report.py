@@ -301,6 +301,6 @@ def write_contents(where) -> Path:
     where, parts = Path(where), []
     for index in sorted(where.glob('*/index.html')):
         said, name = index.parent/'conclusions.csv', index.parent.name
-        table = pd.read_csv(said, usecols=['scale', 'claim', 'says', 'conclusion', 'rests on']).to_html(index=False, border=0) if said.exists() else ''
+        table = pd.read_csv(said, usecols=lambda c: c in ('scale', 'claim', 'says', 'conclusion', 'rests on')).to_html(index=False, border=0) if said.exists() else ''
         parts.append(f'<h2><a href="{escape(name)}/index.html">{escape(name)}</a></h2><div class="table said">{table}</div>')
     return write_atomic(where/'index.html', page('What compression costs', f'<h1>What compression costs</h1><p>{ABOUT}</p>' + ''.join(parts), {}, 'index.html'))
