@@ -180,7 +180,7 @@ class Study:
         "Which trials have no record, by setting and network; all of them one by one in missing.csv"
         from IPython.display import Markdown, display
         wanted = set(self.expected.setting[kinds(self.expected).isin([*only, 'dense'])]) if only else {*self.expected.setting}
-        gone = self.missing[self.missing.setting.isin(wanted)]
+        gone = self.missing if self.missing.empty else self.missing[self.missing.setting.isin(wanted)]
         if self.figures: write_atomic(Path(self.figures)/'missing.csv', self.missing.to_csv(index=False))
         several = lambda values: ', '.join(map(str, values))
         if gone.empty: display(Markdown('Nothing: every expected trial has a record.')); return
