@@ -171,8 +171,8 @@ def judge_claims(
             for target, planned in part.groupby('target'):
                 there = table[table.target == target]
                 if c.metric == 'semantic': # a nearness of names is another quantity
-                    said, there = there[there.semantic_by.notna()], there[there.semantic_by == 'same names']
-                    planned = planned[~planned.backbone.isin({*said.backbone} - {*there.backbone})] # no target class has a namesake
+                    known, there = there[there.semantic_by.notna()], there[there.semantic_by == 'same names']
+                    planned = planned[~planned.backbone.isin({*known.backbone} - {*there.backbone})] # no target class has a namesake
                 for judged, name, terms in _rows(c, settings, planned):
                     e = estimate(terms, there, c.metric, resampled, planned)
                     enough = e['networks'] >= networks and e['seeds'] >= seeds and (e['images'] or c.metric == 'semantic') and e['matched']
@@ -235,7 +235,8 @@ def claim_picture(rows:pd.DataFrame, claim:Claim): # rows of one claim, of `judg
         ax.set_xlabel(f'{claim.estimand} ({claim.metric})', fontsize=8)
         for v in [v for v in VERDICTS if v in set(rows.verdict)]: ax.plot([], [], 'o-', color=VERDICTS[v], label=v)
         if len(rows): ax.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=7)
-        note = (f'{rows.networks.max()} x {rows.seeds.max()} networks and seeds at most; {distinct(rows)} trials; {rows.holes.sum()} pairs of network and seed missing of what is drawn.\n'
+        note = (f'{rows.networks.max()} x {rows.seeds.max()} networks and seeds at most; {distinct(rows)} trials; '
+                f'{rows.holes.sum()} pairs of network and seed missing of what is drawn.\n'
                 'Bars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows')
         ax.annotate(note, (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
     return fig

@@ -33,6 +33,7 @@ class SparseML:
     "Neural Magic's ResNets, pruned"
     def seen(raw): return has(raw, r'^input\.conv\.weight$', r'^sections\.0\.0\.')
     def translate(raw):
+        "Names as torchvision has them; what is quantized is refused"
         if q := [k for k in raw.state if re.search(r'fake_quant|observer|zero_point|weight_scale|activation_post_process', k)]:
             raise BadInput(f'{raw.path}: a quantized SparseML model ({q[0]}); only its pruned, unquantized form can be loaded')
         return finish(raw, rename(raw.state, [(r'^input\.conv\.', 'conv1.'), (r'^input\.bn\.', 'bn1.'),
@@ -45,6 +46,7 @@ class IST:
     "ISTA's AC/DC and other wrapped layers: a weight under `._layer`, one or two masks beside it (multiplied)"
     def seen(raw): return has(raw, r'\._layer\.(weight|bias)$')
     def translate(raw):
+        "The weights under the wrappers, times their masks"
         bare = lambda k: k.replace('._layer', '')
         state = {bare(k): v for k, v in raw.state.items() if not k.endswith('_mask')}
         masks = {}
@@ -73,6 +75,7 @@ class RigL:
     "RigL's ResNet-50, converted from TensorFlow: other names, and its padding"
     def seen(raw): return has(raw, r'^initial_conv\.conv\.weight$')
     def translate(raw):
+        "Names as torchvision has them, and TensorFlow's padding"
         out = finish(raw, rename(raw.state, [(r'^initial_conv\.conv\.', 'conv1.'), (r'^initial_conv\.bn\.', 'bn1.'), (r'^(layer\d)\.block\.', r'\1.'),
                                              (r'\.(conv)(\d)\.conv\.', r'.conv\2.'), (r'\.conv(\d)\.bn\.', r'.bn\1.'),
                                              (r'\.shortcut\.conv\.', '.downsample.0.'), (r'\.shortcut\.bn\.', '.downsample.1.')]))
@@ -87,6 +90,7 @@ class STR:
     def seen(raw):
         return has(raw, r'(^|\.)sparseThreshold$') or (has(raw, r'^layer1\.0\.conv1\.weight$') and getattr(raw.state.get('fc.weight'), 'ndim', 2) == 4)
     def translate(raw):
+        "The weights as their thresholds leave them, the classifier a linear layer"
         t = {k.removesuffix('.sparseThreshold') + '.weight': v for k, v in raw.state.items() if k.endswith('.sparseThreshold')}
         if lost := [k for k in t if k not in raw.state]: raise BadInput(f'{raw.path}: a threshold is for {lost[0]!r}, which the file does not hold')
         if bad := [k for k, v in t.items() if v.numel() != 1 or not v.isfinite().all()]:
@@ -104,6 +108,7 @@ class TorchPrune:
     "torch.nn.utils.prune and CV_LTH: `weight_orig` times `weight_mask`, in the file or in one of masks"
     def seen(raw): return has(raw, r'\.weight_orig$')
     def translate(raw):
+        "The original weights times their masks; refused where one has none"
         masks = {**(raw.mask or {}), **{k.removesuffix('_mask'): v for k, v in raw.state.items() if k.endswith('_mask')}}
         orig = [k.removesuffix('_orig') for k in raw.state if k.endswith('_orig')]
         if lost := [k for k in orig if k not in masks]: raise BadInput(f'{raw.path}: {lost[0]}_orig has no mask; without it the network would be dense')
@@ -116,6 +121,7 @@ class OpenLTH:
     "open_lth's tickets: weights under `model.`, masks as `mask_model___` buffers or in a file of their own; refused without"
     def seen(raw): return 'model.' in raw.prefixes and has(raw, r'^layer1\.0\.conv1\.weight$') or has(raw, r'^mask_model___')
     def translate(raw):
+        "The weights times the ticket's masks; refused without, unless they are zero already"
         buffers = {k.removeprefix('mask_').replace('___', '.'): v for k, v in raw.state.items() if k.startswith('mask_model___')}
         masks = raw.mask or (plain_names(buffers, raw.path) if buffers else {})
         state = {k: v for k, v in raw.state.items() if not k.startswith('mask_model___')}

@@ -54,7 +54,7 @@ def save_figure(fig, name:str, where) -> list:
 def missing_trials(table:pd.DataFrame, expected:list) -> pd.DataFrame: # `expected`: dicts with an id and what to show of a trial
     "The expected trials that have no record, by id"
     have = set(table.id) if len(table) else set()
-    return pd.DataFrame([{k: v for k, v in e.items() if k != 'id'} for e in expected if e['id'] not in have])
+    return pd.DataFrame([e for e in expected if e['id'] not in have], columns=[*expected[0]] if expected else None).drop(columns='id', errors='ignore')
 
 def footnote(table:pd.DataFrame) -> str:
     "What a figure rests on: seeds, networks, test images, and holes in the grids of its settings"

@@ -140,6 +140,7 @@ def is_done(setting:Setting, trial:Trial, where=None) -> bool:
 def as_table(records:list) -> pd.DataFrame:
     "Records -> one row each: who, where, how much, how good"
     def row(r):
+        "One record's row"
         s, t, mapping = Setting(**r['setting']), r['trial'], r['mapping'] or {}
         own = {k: getattr(s, k) for k in ('backbone', 'method', 'sparsity', 'bits', 'state', 'network_seed', 'weights')}
         done = {k: t[k] for k in ('target', 'mode', 'shots', 'seed', 'epochs', 'split', 'precision')}

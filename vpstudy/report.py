@@ -179,9 +179,8 @@ class Study:
     def show_missing(self, *only): # only: as in `by_target`
         "Which trials have no record, by setting and network; all of them one by one in missing.csv"
         from IPython.display import Markdown, display
-        wanted = set(self.expected.setting[kinds(self.expected).isin([*only, 'dense'])]) if only else {*self.expected.setting}
-        gone = self.missing if self.missing.empty else self.missing[self.missing.setting.isin(wanted)]
-        if self.figures: write_atomic(Path(self.figures)/'missing.csv', self.missing.to_csv(index=False))
+        gone = self.missing[self.missing.setting.isin(self.planned(self.expected, *only).setting)]
+        if self.figures and len(self.missing): write_atomic(Path(self.figures)/'missing.csv', self.missing.to_csv(index=False))
         several = lambda values: ', '.join(map(str, values))
         if gone.empty: display(Markdown('Nothing: every expected trial has a record.')); return
         table = gone.groupby(['backbone', 'setting', 'network_seed', 'target'], sort=False, as_index=False).agg(
@@ -263,6 +262,8 @@ def _picture(png:str, about:str) -> str: # png: base64
     width = int.from_bytes(b64decode(png[:32])[16:20], 'big') # where a PNG says it
     return f'<div class="picture"><img alt="{escape(about)}" style="min-width:min({width}px,44rem)" src="data:image/png;base64,{png}"></div>'
 
+def _heading(text:str, otherwise:str) -> str: return next((line.lstrip('# ') for line in text.splitlines() if line.startswith('#')), otherwise)
+
 def cells_html(notebook) -> tuple: # of an executed notebook: (title, HTML)
     "What a reader sees of an executed notebook: prose, tables, pictures; not code, not progress"
     import nbformat
@@ -271,14 +272,14 @@ def cells_html(notebook) -> tuple: # of an executed notebook: (title, HTML)
     for c in nb.cells:
         if c.cell_type == 'markdown':
             out.append(render(c.source))
-            about = next((line.lstrip('# ') for line in c.source.splitlines() if line.startswith('#')), about)
+            about = _heading(c.source, about)
         for o in c.get('outputs', []):
             data = o.get('data', {})
             if 'image/png' in data: out.append(_picture(''.join(data['image/png'].split()), about))
             elif 'text/html' in data: out.append(f'<div class="table">{data["text/html"]}</div>')
             elif 'text/markdown' in data:
                 out.append(render(text := ''.join(data['text/markdown'])))
-                about = next((line.lstrip('# ') for line in text.splitlines() if line.startswith('#')), about)
+                about = _heading(text, about)
             elif o.output_type == 'stream' and o.name == 'stdout': out.append(f'<pre>{escape(o.text)}</pre>')
     title = next((c.source.splitlines()[0].lstrip('# ') for c in nb.cells if c.cell_type == 'markdown' and c.source.startswith('# ')), title)
     return title, '\n'.join(out)

@@ -71,6 +71,7 @@ class Timm:
     "timm's DeiT, whole or with narrowed layers (UPop)"
     def seen(raw): return has(raw, r'^blocks\.0\.attn\.qkv\.weight$', r'^patch_embed\.proj\.weight$')
     def translate(raw):
+        "The architecture, from the widths of its tensors"
         s = raw.state
         try:
             width, n = s['cls_token'].shape[-1], depth(s, r'blocks\.(\d+)\.')
@@ -118,6 +119,7 @@ class UPopClip:
     "UPop's CLIP, in OpenAI's names, each layer as wide as its tensors say"
     def seen(raw): return has(raw, r'^visual\.transformer\.resblocks\.0\.attn\.in_proj_weight$', r'^token_embedding\.weight$')
     def translate(raw):
+        "Layers as wide as their tensors; what only training needs is dropped"
         training = r'^(visual_m|transformer_m|token_embedding_m|ln_final_m|positional_embedding_m|text_projection_m|\w*_?projection_m|\w+_m|image_queue|text_queue|idx_queue|ptr_queue)(\.|$)'
         dropped = [k for k in raw.state if re.match(training, k)]
         s = {k: v for k, v in raw.state.items() if k not in {*dropped, 'input_resolution', 'context_length', 'vocab_size'}}
@@ -161,6 +163,7 @@ class VVT:
     "VVT's quantized DeiT: q, k and v apart, a width and a step beside each quantizer"
     def seen(raw): return has(raw, r'\.attn\.proj_q\.weight$', r'\.nbits$', r'\.alpha$')
     def translate(raw):
+        "Weights rounded by their steps, and steps and widths for the activations"
         s = dict(raw.state)
         quantizers = sorted({k.removesuffix('.nbits') for k in s if k.endswith('.nbits')} | {k.removesuffix('.alpha') for k in s if k.endswith('.alpha')})
         bits, step, offset = {}, {}, {}
