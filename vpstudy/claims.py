@@ -136,8 +136,7 @@ def estimate(
     networks, seeds = (sorted({c[i] for c in cells}) for i in (0, 1))
     d, ids = np.full((len(networks), len(seeds)), np.nan), [(w, r.id[c]) for c in cells for w, r in parts]
     for n, s in cells: d[networks.index(n), seeds.index(s)] = sum(w * float(r.loc[(n, s), metric]) for w, r in parts)
-    drawn = [(w, resampled(metric, i)) for w, i in ids]
-    on = sum(w * v for w, v in drawn) / len(cells) if drawn and all(v is not None for _, v in drawn) else None
+    on = resampled.sum(metric, [(w / len(cells), i) for w, i in ids])
     bias = on.mean() - np.nanmean(d) if metric == 'ece' and on is not None else 0. # ECE of a sample is too high, most where it is small: `31_stats`
     once, holes = frozenset(i for _, i in ids), len(set(zip(pairs.network_seed, pairs.seed))) - len(cells)
     return dict(crossed_interval(d - bias if cells else np.full((1, 1), np.nan), on), bias=bias, networks=len(networks), seeds=len(seeds), ids=once,

@@ -12,7 +12,7 @@ __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'MODES', 'UNPAIRED', 'order', 'looks',
 from itertools import product
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .stats import interval, paired
+from .stats import Resampled, crossed_interval, holm, no_difference, paired
 
 # %% ../nbs/33_figures.ipynb #60f4f8f7
 COLOURS = '#000000 #0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #F0E442'.split()
@@ -168,7 +168,7 @@ def mapping_picture(
         for ax in axs[0]: [s.set_visible(False) for s in ax.spines.values()]
         for ax, label in zip(axs[:, 0], ['target', *names]): ax.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
         t = records[0]['trial']
-        fig.text(0, -.02, f"{t['mode']}, {t['shots']} shots, seed {t['seed']}; green frame: source class of the same name"
+        fig.text(0, -.02, f"{t['mode']}, {t['shots']} shots, network {records[0]['setting']['network_seed']}, seed {t['seed']}; green frame: source class of the same name"
                  + (f'; {most} of {len(every)} classes' if len(every) > most else ''), fontsize=7, color='.4')
     return fig
 
@@ -184,11 +184,21 @@ def main_table(table:pd.DataFrame, metrics=('accuracy', 'ece', 'legacy_ece', 'se
     keys = 'target', 'mode', 'shots', 'setting'
     return pd.DataFrame([{**dict(zip(keys, key)), **rows[list(metrics)].astype(float).mean(), 'n': len(rows)} for key, rows in groups(table, *keys)])
 
-def differences(table:pd.DataFrame, metric:str='accuracy') -> pd.DataFrame:
-    "Paired difference to dense by target, setting, mode and shots: mean, 95 % interval over networks and seeds, n pairs"
-    keys = 'target', 'setting', 'mode', 'shots'
-    return pd.DataFrame([(*key, *interval(rows), len(rows)) for key, rows in groups(paired(table, metric), *keys)],
-                        columns=[*keys, 'difference', 'low', 'high', 'n'])
+def differences(
+    table:pd.DataFrame, # of `records.as_table`
+    metric:str='accuracy',
+    images:dict={}, # id -> (correct, confidence), of `tables.read_images`
+) -> pd.DataFrame:
+    """Paired difference to dense by target, setting, mode and shots: mean, 95 % interval over networks and seeds, n pairs;
+    images: whether their chance is in the interval too;
+    alone, p: of no difference, two-sided, of the row by itself and adjusted over the table (Holm)"""
+    keys, resampled, out = ('target', 'setting', 'mode', 'shots'), Resampled(images), []
+    for key, rows in groups(paired(table, metric), *keys):
+        on = resampled.sum(metric, [(w / len(rows), i) for w, ids in ((1, rows.id), (-1, rows.id_dense)) for i in ids])
+        c = crossed_interval(rows.pivot(index='network_seed', columns='seed', values='difference'), on)
+        out.append((*key, c['mean'], c['low'], c['high'], len(rows), on is not None, no_difference(c)))
+    d = pd.DataFrame(out, columns=[*keys, 'difference', 'low', 'high', 'n', 'images', 'alone'])
+    return d.assign(p=holm(d.alone))
 
 UNPAIRED = '*No compressed setting here has a dense twin: there is no difference to show.*' # what is said instead of a figure
 

@@ -182,7 +182,7 @@ class Study:
         gone = self.missing[self.missing.setting.isin(self.planned(self.expected, *only).setting)]
         if self.figures and len(self.missing): write_atomic(Path(self.figures)/'missing.csv', self.missing.to_csv(index=False))
         several = lambda values: ', '.join(map(str, values))
-        if gone.empty: display(Markdown('Nothing: every expected trial has a record.')); return
+        if gone.empty: display(Markdown(f'Nothing: every trial that {"this page is about" if only else "is planned"} has a record.')); return
         table = gone.groupby(['backbone', 'setting', 'network_seed', 'target'], sort=False, as_index=False).agg(
             trials=('seed', 'size'), modes=('mode', lambda m: several(mode_order(m))), shots=('shots', lambda n: several(shot_order(n))),
             seeds=('seed', lambda s: several(sorted(set(s)))))
