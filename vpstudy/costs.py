@@ -35,9 +35,9 @@ def point_work(point:dict, params:dict) -> tuple: # point: of `plan.grid`; param
     return work(point['modes'], n, f.test, params.get('epochs', 100), params.get('batch') or default_batch(shots), params.get('votes'))
 
 # %% ../nbs/32b_costs.ipynb #3e91c7ab
-# of published networks, counted once (below they are counted again): to plan should not take the seconds that it takes to build them. CLIP: the image tower
-GMACS = dict(efficientnet_lite0=.3852, resnet18=1.8141, resnet34=3.6638, resnet50=4.0892, squeezenet1_0=.8189, deit_tiny=1.2537, deit_small=4.5989,
-             clip_vit_b32=4.41, clip_vit_l14_336=190.96)
+# counted once (below they are counted again): to plan should not take the seconds that it takes to count. CLIP: the image tower
+GMACS = dict(glyphs_resnet=.0042454, glyphs_vit=.0316379, efficientnet_lite0=.3852, resnet18=1.8141, resnet34=3.6638, resnet50=4.0892,
+             squeezenet1_0=.8189, deit_tiny=1.2537, deit_small=4.5989, clip_vit_b32=4.41, clip_vit_l14_336=190.96)
 
 @cache
 def gmacs(backbone:str) -> float:
