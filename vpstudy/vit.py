@@ -32,8 +32,8 @@ def vision_transformer(**options) -> nn.Module:
     for b in net.blocks: b.attn.fused_attn = False # for 64 tokens the plain product is faster on a CPU
     return net
 
-backbones['glyphs_vit'] = GlyphsModel('glyphs_vit', partial(vision_transformer, embed_dim=96, depth=3, num_heads=6, global_pool='max'),
+backbones['glyphs_vit'] = GlyphsModel('glyphs_vit', partial(vision_transformer, embed_dim=96, depth=3, num_heads=3, global_pool='max'),
                                       Recipe(images=20_000, epochs=4, lr=2e-3, batch=64, wd=.05, precision='bf16'),
-                                      tune=Recipe(images=10_000, epochs=1, lr=1e-3, batch=32, wd=.05), head='head')
+                                      tune=Recipe(images=10_000, epochs=1, lr=1e-3, batch=32, wd=.05, precision='bf16'), head='head')
 backbones['glyphs_vit_smoke'] = GlyphsModel('glyphs_vit_smoke', partial(vision_transformer, embed_dim=24, depth=2, num_heads=3, global_pool='max'),
                                             Recipe(images=940, epochs=1, batch=94), tune=Recipe(images=940, epochs=1, batch=94), head='head', n_test=235)
