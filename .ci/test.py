@@ -3,7 +3,7 @@ import json, os, re, subprocess, sys, tempfile, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
-import psutil
+import nbformat, psutil
 
 TOP = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -24,6 +24,11 @@ def run(*args, cwd=TOP, **env): return subprocess.run(args, cwd=cwd, env={**ENV,
 
 def snapshot(*patterns): return {p: sha256(p.read_bytes()).hexdigest() for pattern in patterns for p in TOP.glob(pattern)}
 
+def invalid(notebook):
+    "What the notebook format has against it"
+    try: nbformat.validate(json.loads(notebook.read_text()))
+    except nbformat.ValidationError as e: return e
+
 def clean_and_exported():
     "nbdev_clean and nbdev_export change nothing; the README says what index.ipynb says"
     files = 'nbs/**/*.ipynb', 'vpstudy/*.py'
@@ -36,6 +41,8 @@ def clean_and_exported():
     check('README.md is nbs/index.ipynb', r.returncode == 0, r.stdout + r.stderr)
     large = [p.name for p in before if p.suffix == '.ipynb' and p.stat().st_size > 1_500_000]
     check('no notebook is over 1.5 MB', not large, large)
+    wrong = {p.name: str(e) for p in before if p.suffix == '.ipynb' and (e := invalid(p))}
+    check('every notebook is valid, saved outputs too', not wrong, wrong)
     def pictures(nb): return sum('image/png' in o.get('data', {}) for c in json.loads((TOP/'nbs'/nb).read_text())['cells'] for o in c.get('outputs', []))
     without = [nb for nb in ('10_backbones.ipynb', '14_compress.ipynb', '20_targets.ipynb', '25_transfer.ipynb', 'report_study.ipynb', 'show_targets.ipynb') if not pictures(nb)]
     check('saved outputs show the pictures', not without, without)

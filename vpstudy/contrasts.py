@@ -55,7 +55,7 @@ def contrast_table(
             for n in shot_order(every.shots):
                 for s in names:
                     d = every[(every.contrast == c) & (every.target == t) & (every.shots == n) & (every.setting == s)]
-                    if len(d): rows.append((c, t, n, s, *interval(d), len(d)))
+                    if len(d): rows.append((c, t, n, s, *map(interval(d).get, ('mean', 'low', 'high')), len(d)))
     return pd.DataFrame(rows, columns=['contrast', 'target', 'shots', 'setting', 'difference', 'low', 'high', 'n'])
 
 # %% ../nbs/33a_contrasts.ipynb #9c229dea

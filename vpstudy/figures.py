@@ -12,7 +12,7 @@ __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'MODES', 'UNPAIRED', 'order', 'looks',
 from itertools import product
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .stats import Resampled, crossed_interval, holm, no_difference, paired
+from .stats import Resampled, holm, interval, no_difference, paired
 
 # %% ../nbs/33_figures.ipynb #60f4f8f7
 COLOURS = '#000000 #0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #F0E442'.split()
@@ -195,7 +195,7 @@ def differences(
     keys, resampled, out = ('target', 'setting', 'mode', 'shots'), Resampled(images), []
     for key, rows in groups(paired(table, metric), *keys):
         on = resampled.sum(metric, [(w / len(rows), i) for w, ids in ((1, rows.id), (-1, rows.id_dense)) for i in ids])
-        c = crossed_interval(rows.pivot(index='network_seed', columns='seed', values='difference'), on)
+        c = interval(rows, on)
         out.append((*key, c['mean'], c['low'], c['high'], len(rows), on is not None, no_difference(c)))
     d = pd.DataFrame(out, columns=[*keys, 'difference', 'low', 'high', 'n', 'images', 'alone'])
     return d.assign(p=holm(d.alone))

@@ -13,7 +13,7 @@ from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .core import write_atomic
 from .figures import COLOURS, STYLE, UNPAIRED, differences, footnote, kinds, looks, mode_order, order, shot_order
-from .stats import interval, paired
+from .stats import paired
 
 # %% ../nbs/33b_prices.ipynb #64999d0d
 def bits_kept(table:pd.DataFrame) -> pd.Series: # 0 to 1
@@ -33,25 +33,30 @@ def _there(modes, table): return [m for m in modes if m in set(table['mode'])] o
 METRICS = dict(accuracy='accuracy', ece='ECE')
 
 def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS): # one backbone and target
-    "Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow; a sentence where there is none"
+    "Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow, what has fewer trials pale; a sentence where there is none"
     modes, shots = _there(modes, table), shot_order(table.shots)
     if paired(table[table['mode'].isin(modes)]).empty: return UNPAIRED
-    colours, quantized = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()])
+    colours, quantized, pale = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()]), False
     compressed = table[table.method != 'dense']
     kept = _beside(bits_kept(compressed).groupby(compressed.setting).mean())
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(len(metrics), len(shots), figsize=(2.3 * len(shots) + .8, 2.1 * len(metrics) + .5), sharex=True, sharey='row', squeeze=False)
         for n, ax in zip(shots, axs[0]): ax.set_title(f'{n} example{"s" * (n != 1)} a class')
         for (metric, name), row in zip(metrics.items(), axs):
-            d = differences(table[table[metric].notna()], metric)
+            d = differences(table[table[metric].notna() & table['mode'].isin(modes)], metric)
+            d['whole'] = d.n == d.groupby(['mode', 'shots']).n.transform('max')
             for n, ax in zip(shots, row):
                 ax.axhline(0, color='k', lw=1)
                 for k, mode in enumerate(modes):
                     ax.plot([], [], 'os^v'[k % 4], color=colours[mode], label=mode, ms=4)
-                    for hollow, e in d[(d['mode'] == mode) & (d.shots == n)].groupby(d.setting.isin(quantized)):
+                    for (hollow, whole), e in d[(d['mode'] == mode) & (d.shots == n)].groupby([d.setting.isin(quantized), 'whole']):
                         x = kept[e.setting].values * 1.06**(k - (len(modes) - 1) / 2)
                         bars = np.nan_to_num([e.difference - e.low, e.high - e.difference], posinf=0)
-                        ax.errorbar(x, e.difference, bars, fmt='os^v'[k % 4], color=colours[mode], mfc='w' if hollow else None, ms=4, lw=1, capsize=2)
+                        ax.errorbar(x, e.difference, bars, fmt='os^v'[k % 4], color=colours[mode], mfc='w' if hollow else None, ms=4, lw=1,
+                                    capsize=2 * whole, alpha=1 if whole else .3, zorder=2 + whole)
+            ends = pd.concat([d.difference, d[['low', 'high']][d.whole & np.isfinite(d.low)].stack()]) # what has few trials does not set the scale
+            row[0].set(ylim=ends.agg(['min', 'max']) + np.array([-.05, .05]) * np.ptp(ends) + [-1e-3, 1e-3])
+            pale |= not d.whole.all()
             row[0].set_ylabel(f'{name}, difference to dense', fontsize=8)
         axs[0, 0].set_xscale('log', base=2); axs[0, 0].xaxis.set_major_formatter(lambda x, _: f'{x:.2g}')
         for ax in axs[-1]: ax.set_xlabel('bits kept')
@@ -59,14 +64,15 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
         shown = table[table['mode'].isin(modes)]
         names = fill('from left, side by side where as much is kept: ' + ', '.join(s for s in kept.index if s in set(shown.setting)), 150)
         fig.text(0, 0, footnote(shown) + '; bars: 95 % interval over networks and seeds, none where there is one trial'
-                 + '; hollow: quantized' * bool(quantized) + f'\n{names}', fontsize=7, color='.4', va='top')
+                 + '; hollow: quantized' * bool(quantized) + '; pale: fewer networks or seeds, bars may leave the picture' * pale + f'\n{names}', fontsize=7, color='.4', va='top')
         fig.tight_layout()
     return fig
 
 def upstream_downstream(table:pd.DataFrame, modes=('ilm', 'lp')): # one backbone and target
     "What is lost on the target against what is lost on the source, paired with dense: modes across, settings by colour; a sentence where there is no pair"
-    modes, style, d = _there(modes, table), looks(table.setting), paired(table).assign(upstream=paired(table, 'upstream').difference)
+    modes, style, d = _there(modes, table), looks(table.setting), paired(table)
     if d.empty: return UNPAIRED
+    d = d.assign(upstream=paired(table, 'upstream').difference)
     with plt.rc_context(STYLE):
         fig, axs = plt.subplots(1, len(modes), figsize=(3 * len(modes) + 1.6, 2.8), sharey=True, squeeze=False)
         for mode, ax in zip(modes, axs[0]):
@@ -82,11 +88,14 @@ def upstream_downstream(table:pd.DataFrame, modes=('ilm', 'lp')): # one backbone
         fig.tight_layout()
     return fig
 
-def trial_costs(records:list, table:pd.DataFrame) -> pd.DataFrame: # table: of the same trials; setting, mode, means of: prepare, train, evaluate, making the network (seconds), bytes; n
+def trial_costs(
+    records:list,
+    table:pd.DataFrame, # of the same trials
+) -> pd.DataFrame: # setting, mode, n, means of: prepare, train, evaluate, making the network (seconds), bytes
     "What trials took by setting and mode, and what making the network took; bytes as in `compress.stored_bytes`"
-    rows = pd.DataFrame([dict(setting=setting, mode=r['trial']['mode'],
-                              **{k: r['seconds'].get(k) for k in ('prepare', 'train', 'evaluate')},
-                              **{'making the network': r['seconds'].get('compress'), 'bytes': r['upstream'].get('size_bytes')}) for r, setting in zip(records, table.setting)])
+    seconds = {k: k for k in ('prepare', 'train', 'evaluate')} | {'making the network': 'compress'} # column -> name in a record
+    rows = pd.DataFrame([dict(setting=setting, mode=r['trial']['mode'], **{k: r['seconds'].get(name) for k, name in seconds.items()},
+                              bytes=r['upstream'].get('size_bytes')) for r, setting in zip(records, table.setting)])
     means = rows.groupby(['setting', 'mode']).mean().assign(n=rows.groupby(['setting', 'mode']).size())
     return means.reindex([k for k in product(order(rows.setting), mode_order(rows['mode'])) if k in means.index]).reset_index()
 

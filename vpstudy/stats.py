@@ -50,10 +50,9 @@ def crossed_interval(
     half = stats.t.ppf((1 + level) / 2, df) * v**.5
     return dict(mean=mean, se=v**.5, df=df, low=mean - half, high=mean + half)
 
-def interval(rows:pd.DataFrame, column:str='difference') -> tuple: # rows: network_seed, seed and the column; (mean, low, high)
-    "`crossed_interval` of one column; with one network it is Student's over seeds"
-    c = crossed_interval(rows.pivot(index='network_seed', columns='seed', values=column))
-    return c['mean'], c['low'], c['high']
+def interval(rows:pd.DataFrame, images=None, column:str='difference') -> dict: # rows: network_seed, seed and the column
+    "`crossed_interval` of one column of a table; with one network it is Student's over seeds"
+    return crossed_interval(rows.pivot(index='network_seed', columns='seed', values=column), images)
 
 # %% ../nbs/31_stats.ipynb #9cbf2f62
 def image_draws(n:int, draws:int=200, seed:int=0) -> np.ndarray: # [draws, n], each row sums to n
@@ -93,9 +92,15 @@ def holm(p) -> np.ndarray: # adjusted p-values, same order
     out[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return out
 
+def _beyond(c, edge:float, side:str): # c: mean, se, df of one difference or of many; side: 'cdf' below the edge, 'sf' above it
+    "One-sided p-value of a mean on that side of `edge`; 1 where there is no standard error to test it by"
+    mean, se, df = (np.asarray(c[k], float) for k in ('mean', 'se', 'df'))
+    known = np.isfinite(se) & (se > 0) & (df > 0)
+    return np.where(known, getattr(stats.t, side)((mean - edge) / np.where(known, se, 1), np.where(known, df, 1)), 1.)
+
 def no_difference(c:dict) -> float: # c: of `crossed_interval`
-    "Two-sided p-value of a difference of zero; 1 where there is no standard error to test it by"
-    return 2 * stats.t.sf(abs(c['mean']) / c['se'], c['df']) if np.isfinite(c['se']) and c['se'] > 0 and c['df'] > 0 else 1.
+    "Two-sided p-value of a difference of zero"
+    return min(1., 2 * float(min(_beyond(c, 0, 'cdf'), _beyond(c, 0, 'sf'))))
 
 def judge(
     rows:pd.DataFrame, # one claim's: mean, se, df; a difference above 0 is better
@@ -104,10 +109,9 @@ def judge(
 ) -> pd.DataFrame: # rows with p_worse, p_better, p_close (Holm-adjusted), alone_worse, ... (not adjusted) and verdict
     "Says of every row of a claim whether it is worse, better, close or undecided"
     if not margin > 0: raise BadInput(f'margin={margin!r} is not allowed; give what difference would matter, above 0')
-    se, known = rows.se.clip(lower=1e-12), np.isfinite(rows.se) & (rows.se > 0) & (rows.df > 0)
-    beyond = lambda edge, side: np.where(known, getattr(stats.t, side)((rows['mean'] - edge) / se, rows.df.clip(lower=1e-9)), 1.)
     # an interval of 95 % leaves 2.5 % on each side
-    p = dict(worse=2 * beyond(-margin, 'cdf'), better=2 * beyond(margin, 'sf'), close=np.maximum(beyond(-margin, 'sf'), beyond(margin, 'cdf')))
+    p = dict(worse=2 * _beyond(rows, -margin, 'cdf'), better=2 * _beyond(rows, margin, 'sf'),
+             close=np.maximum(_beyond(rows, -margin, 'sf'), _beyond(rows, margin, 'cdf')))
     p = {k: np.minimum(v, 1) for k, v in p.items()}
     adjusted = {k: holm(v) for k, v in p.items()}
     verdict = np.select([v < level for v in adjusted.values()], [*p], 'undecided')
