@@ -19,6 +19,8 @@ COLOURS = '#000000 #0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #F0E442'.spli
 MARKERS = 'osD^vP*X'
 STYLE = {'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .3, 'font.size': 9, 'legend.frameon': False,
          'svg.hashsalt': 'vpstudy', 'svg.fonttype': 'none', 'figure.dpi': 100}
+# the backend is chosen here: chosen within `rc_context`, leaving it would turn interactive mode off, and a notebook show its first figure only
+plt.draw_if_interactive()
 
 def order(settings) -> list:
     "Settings in reading order: dense first, then by name"
