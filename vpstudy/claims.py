@@ -10,7 +10,7 @@ __all__ = ['NEEDED', 'PRUNED', 'POINT', 'CLAIMS', 'VERDICTS', 'Claim', 'scale', 
 from dataclasses import dataclass
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .core import BadInput
-from .figures import COLOURS, STYLE, kinds, order, shot_order
+from .figures import COLOURS, styled, kinds, order, shot_order
 from .stats import Resampled, crossed_interval, judge
 from .transfer import modes
 
@@ -224,7 +224,7 @@ VERDICTS = dict(worse=COLOURS[2], better=COLOURS[3], close=COLOURS[1], undecided
 def claim_picture(rows:pd.DataFrame, claim:Claim): # rows of one claim, of `judge_claims`
     "Every row's difference with its 95 % interval, the margin as a band, the verdict as a colour"
     rows = rows[rows.trials > 0].iloc[::-1]
-    with plt.rc_context(STYLE):
+    with styled():
         fig, ax = plt.subplots(figsize=(7, .22 * len(rows) + .9))
         ax.axvspan(-claim.margin, claim.margin, color='.93'); ax.axvline(0, color='k', lw=.8)
         for y, (_, r) in enumerate(rows.iterrows()):

@@ -7,7 +7,7 @@ __all__ = ['CONTRASTS', 'TWINS', 'PICTURED', 'paired_modes', 'contrast_table', '
 
 # %% ../nbs/33a_contrasts.ipynb #299d425b
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .figures import STYLE, footnote, looks, mode_order, order, shot_order, spread
+from .figures import styled, footnote, looks, mode_order, order, shot_order, spread
 from .stats import interval
 
 # %% ../nbs/33a_contrasts.ipynb #191da697
@@ -71,7 +71,7 @@ def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=P
     c = contrast_table(table, metric, contrasts)
     c = c[~c.setting.str.endswith(' - dense')]
     names, shots, style = [n for n in contrasts if n in set(c.contrast)], shot_order(c.shots), looks(c.setting)
-    with plt.rc_context(STYLE):
+    with styled():
         fig, axs = plt.subplots(1, len(shots), figsize=(2.2 * len(shots) + 3.4, .42 * len(names) + 1), sharex=True, sharey=True, squeeze=False)
         for n, ax in zip(shots, axs[0]):
             ax.axvline(0, color='k', lw=1); ax.set_title(f'{n} example{"s" * (n != 1)} a class'); ax.set_xlabel(f'{metric} gained')

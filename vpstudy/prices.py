@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .core import write_atomic
-from .figures import COLOURS, STYLE, UNPAIRED, differences, footnote, kinds, looks, mode_order, order, shot_order
+from .figures import COLOURS, styled, UNPAIRED, differences, footnote, kinds, looks, mode_order, order, shot_order
 from .stats import paired
 
 # %% ../nbs/33b_prices.ipynb #64999d0d
@@ -33,13 +33,14 @@ def _there(modes, table): return [m for m in modes if m in set(table['mode'])] o
 METRICS = dict(accuracy='accuracy', ece='ECE')
 
 def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS): # one backbone and target
-    "Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow, what has fewer trials pale; a sentence where there is none"
+    """Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow, what has fewer trials pale;
+    a sentence where there is none"""
     modes, shots = _there(modes, table), shot_order(table.shots)
     if paired(table[table['mode'].isin(modes)]).empty: return UNPAIRED
     colours, quantized, pale = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()]), False
     compressed = table[table.method != 'dense']
     kept = _beside(bits_kept(compressed).groupby(compressed.setting).mean())
-    with plt.rc_context(STYLE):
+    with styled():
         fig, axs = plt.subplots(len(metrics), len(shots), figsize=(2.3 * len(shots) + .8, 2.1 * len(metrics) + .5), sharex=True, sharey='row', squeeze=False)
         for n, ax in zip(shots, axs[0]): ax.set_title(f'{n} example{"s" * (n != 1)} a class')
         for (metric, name), row in zip(metrics.items(), axs):
@@ -55,7 +56,8 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
                         ax.errorbar(x, e.difference, bars, fmt='os^v'[k % 4], color=colours[mode], mfc='w' if hollow else None, ms=4, lw=1,
                                     capsize=2 * whole, alpha=1 if whole else .3, zorder=2 + whole)
             ends = pd.concat([d.difference, d[['low', 'high']][d.whole & np.isfinite(d.low)].stack()]) # what has few trials does not set the scale
-            row[0].set(ylim=ends.agg(['min', 'max']) + np.array([-.05, .05]) * np.ptp(ends) + [-1e-3, 1e-3])
+            room = .05 * np.ptp(ends) + 1e-3
+            row[0].set_ylim(ends.min() - room, ends.max() + room)
             pale |= not d.whole.all()
             row[0].set_ylabel(f'{name}, difference to dense', fontsize=8)
         axs[0, 0].set_xscale('log', base=2); axs[0, 0].xaxis.set_major_formatter(lambda x, _: f'{x:.2g}')
@@ -64,7 +66,8 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
         shown = table[table['mode'].isin(modes)]
         names = fill('from left, side by side where as much is kept: ' + ', '.join(s for s in kept.index if s in set(shown.setting)), 150)
         fig.text(0, 0, footnote(shown) + '; bars: 95 % interval over networks and seeds, none where there is one trial'
-                 + '; hollow: quantized' * bool(quantized) + '; pale: fewer networks or seeds, bars may leave the picture' * pale + f'\n{names}', fontsize=7, color='.4', va='top')
+                 + '; hollow: quantized' * bool(quantized) + '; pale: fewer networks or seeds, bars may leave the picture' * pale + f'\n{names}',
+                 fontsize=7, color='.4', va='top')
         fig.tight_layout()
     return fig
 
@@ -73,7 +76,7 @@ def upstream_downstream(table:pd.DataFrame, modes=('ilm', 'lp')): # one backbone
     modes, style, d = _there(modes, table), looks(table.setting), paired(table)
     if d.empty: return UNPAIRED
     d = d.assign(upstream=paired(table, 'upstream').difference)
-    with plt.rc_context(STYLE):
+    with styled():
         fig, axs = plt.subplots(1, len(modes), figsize=(3 * len(modes) + 1.6, 2.8), sharey=True, squeeze=False)
         for mode, ax in zip(modes, axs[0]):
             means = d[d['mode'] == mode].groupby(['setting', 'shots', 'network_seed'])[['upstream', 'difference']].mean().reset_index()
@@ -101,7 +104,7 @@ def trial_costs(
 
 def seconds_by_shots(table:pd.DataFrame):
     "Seconds of training a trial by budget, a line a mode, median over settings"
-    with plt.rc_context(STYLE):
+    with styled():
         fig, ax = plt.subplots(figsize=(4.6, 2.6))
         shots, style = shot_order(table.shots), looks(table['mode'])
         for mode in mode_order(table['mode']):
@@ -128,7 +131,7 @@ def ticket_picture(table:pd.DataFrame, modes=('rlm', 'flm', 'ilm', 'lp')): # one
     if d.empty: return UNPAIRED
     last = tickets.index[-1]
     style, top = looks(['dense', last]), max(.05, d.groupby(['mode', 'shots', 'setting']).difference.mean().abs().max()) # what is next to nothing is pale
-    with plt.rc_context({**STYLE, 'axes.grid': False}):
+    with styled({'axes.grid': False}):
         fig, axs = plt.subplots(len(modes), 2, figsize=(7, 1.9 * len(modes) + .4), squeeze=False, gridspec_kw=dict(width_ratios=[1.2, 1]))
         for mode, (ax, heat) in zip(modes, axs):
             for s in ('dense', last):
