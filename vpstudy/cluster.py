@@ -36,9 +36,8 @@ TIMEOUT = 20 # seconds to wait for a scheduler
 
 def run_here(*job) -> str|None: # job: what `run_job` takes
     "`run_job`, and again where its kernel died"
-    from nbclient.exceptions import DeadKernelError
     for _ in range(1 + RETRIES):
-        with contextlib.suppress(DeadKernelError): return run_job(*job)
+        with contextlib.suppress(RuntimeError): return run_job(*job) # nbclient's DeadKernelError is one; before its first answer it is a plain one
     return f'its kernel died {1 + RETRIES} times; was it out of memory?'
 
 # %% ../nbs/32c_cluster.ipynb #8d52e0f7
