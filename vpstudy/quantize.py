@@ -46,6 +46,7 @@ def fake_quant(x, step, lo:int, hi:int, offset=0.):
 
 class ActQuant(nn.Module):
     "Quantizes activations with one fixed step for the whole tensor"
+    pointwise = True # every number by itself; what traces a network takes it as one operation
     def __init__(self, bits:int, signed:bool=True, step=1., offset=0.):
         super().__init__()
         self.bits, self.signed = bits, signed

@@ -97,6 +97,7 @@ class WeightSteps(MultiStep):
 
 class ActSteps(MultiStep):
     "The quantizer of activations"
+    pointwise = True # as `ActQuant`
     seen = None # samples of what passes, while steps are looked for
     def start(self, x, observer):
         if self.offset is not None: self.offset.fill_(x.min()); x = x - x.min()
