@@ -43,8 +43,10 @@ def pack(
         try: rows[record['id']] = dict(id=record['id'], record=record, **_images(record, folder))
         except BadInput as e: bad.append(str(e)); continue
         if rows[record['id']]['correct'] is None and record['id'] in seen: rows[record['id']] = seen[record['id']]
-    if out in table_files(where) and (lost := sorted({row['id'] for row in read_table(out)[0]} - {*kept, *rows})):
-        raise BadInput(f'{out} would lose {len(lost)} of its trials, e.g. {lost[0]}: another table has other results of them; give another name, or move one of the tables away')
+    if out.exists() and (lost := sorted({row['id'] for row in read_table(out)[0]} - {*kept, *rows})):
+        raise BadInput(f'{out} would lose {len(lost)} of its trials, e.g. {lost[0]}: ' +
+                       ('another table has other results of them; give another name, or move one of the tables away' if out in table_files(where) else
+                        f'{folder} has no record of them; unpack the table there first, or give another name'))
     bad, rows = bad + reasons, sorted({**kept, **rows}.values(), key=lambda row: row['id'])
     if not rows: raise BadInput(f'{folder} holds no record to pack' + (f'; {bad[0]}' if bad else ''))
     table = as_table([row['record'] for row in rows]).astype({'shots': str})
