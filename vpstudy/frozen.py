@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['APART', 'SHARE', 'SMALL', 'PIXELWISE', 'POOLS', 'JOINS', 'plain', 'nothing_in_place', 'pointwise', 'Tracer', 'alike',
-           'folded', 'Window', 'span', 'box', 'Local', 'pair', 'as_local', 'Frame', 'frame', 'grown', 'SharedBorder',
-           'Frozen']
+           'traced', 'folded', 'Window', 'span', 'box', 'Local', 'pair', 'as_local', 'Frame', 'frame', 'grown',
+           'SharedBorder', 'Frozen']
 
 # %% ../nbs/24_frozen.ipynb #f75fccfe
 import copy, operator, warnings
@@ -75,20 +75,23 @@ def alike(a:nn.Module, b:nn.Module, shape) -> bool: # shape: of an input
         seen.append((y, *torch.autograd.grad(y.square().sum(), x)))
     return all((p - q).abs().max() <= 1e-9 * q.abs().max() for p, q in zip(*seen))
 
+def traced(net:nn.Module, x) -> torch.fx.GraphModule: # x: an input of the size it will see
+    "A copy of `net` as a graph of torch's own modules, nothing in place; ValueError where that is another function"
+    net, own = plain(copy.deepcopy(net), x), net
+    graph = torch.fx.GraphModule(net, Tracer().trace(net))
+    nothing_in_place(graph)
+    if not alike(graph, own, x.shape): raise ValueError('what it traced is another function, or has another gradient')
+    return graph
+
 def folded(net:nn.Module, x) -> nn.Module: # x: an input of the size it will see
     "A copy of `net` in evaluation mode without gradients to its weights: traced by torch.fx where that can be, then BatchNorm folded, nothing in place, shapes noted"
     net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            root, tracer = plain(copy.deepcopy(net), x), Tracer()
-            flat = torch.fx.GraphModule(root, tracer.trace(root))
-            nothing_in_place(flat)
-            why = '' if alike(flat, net, x.shape) else 'what it traced is another function, or has another gradient'
-            flat = fuse(flat, no_trace=True).eval().requires_grad_(False)
-    except Exception as e: why = f'{type(e).__name__}: {e}' # tracing runs the network's own code: anything may be raised
-    if why:
-        warnings.warn(f'BatchNorm is not folded: torch.fx cannot trace this network ({why})')
+            flat = fuse(traced(net, x), no_trace=True).eval().requires_grad_(False)
+    except Exception as e: # tracing runs the network's own code: anything may be raised
+        warnings.warn(f'BatchNorm is not folded: torch.fx cannot trace this network ({type(e).__name__}: {e})')
         return net
     with torch.no_grad(): ShapeProp(flat).propagate(x)
     return flat

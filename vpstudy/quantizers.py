@@ -26,6 +26,7 @@ class WeightQuant(nn.Module):
 
 class InputQuant(nn.Module):
     "Puts what passes on levels, one step for all of it; the step may learn (LSQ)"
+    pointwise = True # as `ActQuant`
     seen, ends = None, () # while steps are looked for: samples of what passes, and its true least and largest numbers
     def __init__(self, bits:int):
         super().__init__()

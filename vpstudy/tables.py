@@ -37,13 +37,13 @@ def pack(
     found, bad = read_records(where)
     agreed, reasons = read_tables(where) # what two tables disagree about is in none
     rows, kept = {}, {row['id']: row for path in table_files(where) for row in read_table(path)[0] if row['id'] in agreed}
-    # the table that is replaced knows the images of what was unpacked from it
-    seen = {**({row['id']: row for row in read_table(out)[0]} if out.exists() else {}), **kept}
+    before = {row['id']: row for row in read_table(out)[0]} if out.exists() else {} # in the table that is replaced
+    seen = {**before, **kept} # they know the images of what was unpacked from them
     for record in found:
         try: rows[record['id']] = dict(id=record['id'], record=record, **_images(record, folder))
         except BadInput as e: bad.append(str(e)); continue
-        if rows[record['id']]['correct'] is None and record['id'] in seen: rows[record['id']] = seen[record['id']]
-    if out.exists() and (lost := sorted({row['id'] for row in read_table(out)[0]} - {*kept, *rows})):
+        if rows[record['id']]['correct'] is None: rows[record['id']] = seen.get(record['id'], rows[record['id']])
+    if lost := sorted({*before} - {*kept, *rows}):
         raise BadInput(f'{out} would lose {len(lost)} of its trials, e.g. {lost[0]}: ' +
                        ('another table has other results of them; give another name, or move one of the tables away' if out in table_files(where) else
                         f'{folder} has no record of them; unpack the table there first, or give another name'))
