@@ -7,8 +7,8 @@ __all__ = ['CONTRASTS', 'TWINS', 'PICTURED', 'paired_modes', 'contrast_table', '
 
 # %% ../nbs/33a_contrasts.ipynb #299d425b
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .figures import styled, footnote, looks, mode_order, order, shot_order, spread
-from .stats import interval
+from .figures import styled, footnote, looks, mode_order, order, shot_order, spread, what_bars_are
+from .stats import Resampled, interval
 
 # %% ../nbs/33a_contrasts.ipynb #191da697
 CONTRASTS = { # what is added -> (mode with it, mode without)
@@ -31,23 +31,26 @@ def paired_modes(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=CONTR
     "Differences between two modes on the same subset of the same setting"
     keys, parts = ['setting', 'setting_id', 'method', 'weights', *TWINS], []
     for name, (a, b) in contrasts.items():
-        one, other = (table.loc[table['mode'] == m, [*keys, metric]] for m in (a, b))
+        one, other = (table.loc[table['mode'] == m, [*keys, 'id', metric]] for m in (a, b))
         both = one.merge(other, on=keys, suffixes=('', '_without'), validate='one_to_one')
-        parts.append(both[keys].assign(contrast=name, difference=both[metric].astype(float) - both[f'{metric}_without'].astype(float)))
+        parts.append(both[[*keys, 'id', 'id_without']].assign(contrast=name, difference=both[metric].astype(float) - both[f'{metric}_without'].astype(float)))
     return pd.concat(parts, ignore_index=True)
 
 def contrast_table(
     table:pd.DataFrame, # of `records.as_table`
     metric:str='accuracy',
     contrasts:dict=CONTRASTS,
-) -> pd.DataFrame: # contrast, target, shots, setting: difference with its 95 % interval over networks and seeds, n pairs
+    images:dict={}, # id -> (correct, confidence), of `tables.read_images`
+) -> pd.DataFrame: # contrast, target, shots, setting: difference with its 95 % interval, n pairs, images: whether their chance is in the interval
     "What each part is worth by setting, and how much less or more on a compressed setting than on dense"
-    pairs = paired_modes(table, metric, contrasts)
-    dense = pairs.loc[pairs.method == 'dense', ['contrast', *TWINS, 'weights', 'difference']]
+    pairs, resampled = paired_modes(table, metric, contrasts), Resampled(images)
+    pairs['of'] = [((1, a), (-1, b)) for a, b in zip(pairs.id, pairs.id_without)] # the trials that a difference is made of
+    dense = pairs.loc[pairs.method == 'dense', ['contrast', *TWINS, 'weights', 'difference', 'of']]
     both = pairs[pairs.method != 'dense'].merge(dense, on=['contrast', *TWINS], suffixes=('', '_dense'))
     both = both.assign(other=both.weights != both.weights_dense).sort_values(['other', 'weights_dense'], kind='stable') # one twin, as in `stats.paired`
     both = both.drop_duplicates(['contrast', 'setting_id', *TWINS]).sort_index()
-    against = both.assign(setting=both.setting + ' - dense', difference=both.difference - both.difference_dense)
+    against = both.assign(setting=both.setting + ' - dense', difference=both.difference - both.difference_dense,
+                          of=[(*own, *((-w, i) for w, i in twin)) for own, twin in zip(both.of, both.of_dense)])
     every = pd.concat([pairs, against[pairs.columns]], ignore_index=True)
     rows, names = [], [*order(pairs.setting), *order(against.setting)]
     for c in contrasts:
@@ -55,8 +58,10 @@ def contrast_table(
             for n in shot_order(every.shots):
                 for s in names:
                     d = every[(every.contrast == c) & (every.target == t) & (every.shots == n) & (every.setting == s)]
-                    if len(d): rows.append((c, t, n, s, *map(interval(d).get, ('mean', 'low', 'high')), len(d)))
-    return pd.DataFrame(rows, columns=['contrast', 'target', 'shots', 'setting', 'difference', 'low', 'high', 'n'])
+                    if not len(d): continue
+                    on = resampled.sum(metric, [(w / len(d), i) for of in d.of for w, i in of])
+                    rows.append((c, t, n, s, *map(interval(d, on).get, ('mean', 'low', 'high')), len(d), on is not None))
+    return pd.DataFrame(rows, columns=['contrast', 'target', 'shots', 'setting', 'difference', 'low', 'high', 'n', 'images'])
 
 # %% ../nbs/33a_contrasts.ipynb #9c229dea
 def wide(table:pd.DataFrame, metric:str='accuracy') -> pd.DataFrame: # modes down; settings and shots across
@@ -66,9 +71,9 @@ def wide(table:pd.DataFrame, metric:str='accuracy') -> pd.DataFrame: # modes dow
 
 PICTURED = {k: v for k, v in CONTRASTS.items() if 'rlm' not in v} # chance is so far off that nothing else would be seen
 
-def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=PICTURED):
+def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=PICTURED, images:dict={}):
     "What each part is worth, with its interval: contrasts down, shots across, settings by colour"
-    c = contrast_table(table, metric, contrasts)
+    c = contrast_table(table, metric, contrasts, images)
     c = c[~c.setting.str.endswith(' - dense')]
     names, shots, style = [n for n in contrasts if n in set(c.contrast)], shot_order(c.shots), looks(c.setting)
     with styled():
@@ -82,6 +87,6 @@ def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=P
                             lw=1, capsize=2)
         axs[0, 0].set_yticks(range(len(names)), [f'{n}\n({contrasts[n][0]} - {contrasts[n][1]})' for n in names], fontsize=8); axs[0, 0].invert_yaxis()
         axs[0, -1].legend(loc='upper left', bbox_to_anchor=(1, 1))
-        fig.text(0, -.04, footnote(table) + '; bars: 95 % interval over networks and seeds', fontsize=7, color='.4')
+        fig.text(0, -.04, f'{footnote(table)}; {what_bars_are({metric: c})}', fontsize=7, color='.4')
         fig.tight_layout()
     return fig

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'MODES', 'UNPAIRED', 'styled', 'order', 'looks', 'mode_order', 'spread', 'shot_order',
            'save_figure', 'missing_trials', 'footnote', 'kinds', 'panel_rows', 'accuracy_by_shots', 'ece_by_shots',
-           'pooled', 'reliability_diagrams', 'mapping_picture', 'groups', 'main_table', 'differences',
+           'pooled', 'reliability_diagrams', 'mapping_picture', 'groups', 'main_table', 'differences', 'what_bars_are',
            'difference_by_shots', 'upstream_by_density', 'upstream_by_bits']
 
 # %% ../nbs/33_figures.ipynb #a7a26cdc
@@ -209,15 +209,22 @@ def differences(
 
 UNPAIRED = '*No compressed setting here has a dense twin: there is no difference to show.*' # what is said instead of a figure
 
-def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE')):
+def what_bars_are(drawn:dict) -> str: # name of a metric -> its rows of `differences`
+    "For a footnote: what the chance is that the bars of a figure hold"
+    whole = [name for name, d in drawn.items() if d.images.all()]
+    if len(whole) == len(drawn): return 'bars: 95 % interval over networks, seeds and test images'
+    return 'bars: 95 % interval over networks and seeds' + (f', of {" and ".join(whole)} over test images too' if whole else '')
+
+def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE'), images:dict={}): # images: as for `differences`
     "Paired difference to dense with its 95 % interval, by shots: settings by colour, modes across; a sentence where there is none"
     if paired(table).empty: return UNPAIRED
     modes, shots, style = mode_order(table['mode']), shot_order(table.shots), looks(table.setting)
     rows = panel_rows(table, {m: f'{n}, difference to dense' for m, n in metrics.items()})
+    drawn = {n: differences(table, m, images) for m, n in metrics.items()}
     with styled():
         fig, axs = plt.subplots(len(rows), len(modes), figsize=(2.5 * len(modes) + .6, 2.1 * len(rows) + .6), sharex=True, sharey='row', squeeze=False)
         for (target, metric, name), row in zip(rows, axs):
-            d = differences(table[table.target == target], metric)
+            d = drawn[metrics[metric]].query('target == @target')
             for mode, ax in zip(modes, row):
                 ax.axhline(0, color='k', lw=1); ax.set_title(mode)
                 for k, setting in enumerate(compressed := order(d.setting)):
@@ -230,7 +237,7 @@ def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE')):
             row[0].set_ylabel(name)
         for ax in axs[-1]: ax.set_xlabel('examples a class')
         axs[0, -1].legend(loc='best')
-        fig.text(0, -.02, footnote(table) + '; bars: 95 % interval over networks and seeds', fontsize=7, color='.4')
+        fig.text(0, -.02, f'{footnote(table)}; {what_bars_are(drawn)}', fontsize=7, color='.4')
         fig.tight_layout()
     return fig
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['APART', 'plain', 'nothing_in_place', 'pointwise', 'Tracer', 'logits_and_grad', 'alike', 'traced', 'folded']
 
-# %% ../nbs/24_folding.ipynb #7e938dc9
+# %% ../nbs/24_folding.ipynb #20f2f774
 import copy, operator, warnings
 import torch, torch.nn as nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.passes.shape_prop import ShapeProp
 
-# %% ../nbs/24_folding.ipynb #c9e64594
+# %% ../nbs/24_folding.ipynb #5512f0ef
 def plain(net:nn.Module, x) -> nn.Module: # x: an input of the size it will see
     "Put torch's own modules where timm has its own: norm with activation, and padding that follows the size of the input"
     sizes, hooks = {}, []
@@ -35,7 +35,7 @@ def plain(net:nn.Module, x) -> nn.Module: # x: an input of the size it will see
         if new: net.set_submodule(name, new)
     return net.eval()
 
-# %% ../nbs/24_folding.ipynb #2b4a9d10
+# %% ../nbs/24_folding.ipynb #b9e44ff6
 APART = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul} # in place -> not
 
 def nothing_in_place(net:torch.fx.GraphModule):
@@ -51,7 +51,7 @@ def nothing_in_place(net:torch.fx.GraphModule):
         if hasattr(m, 'inplace'): m.inplace = False
     net.recompile()
 
-# %% ../nbs/24_folding.ipynb #4726b146
+# %% ../nbs/24_folding.ipynb #5a936355
 def pointwise(f) -> bool: # f: a module or a hook
     "Whether it says that it looks at every number by itself; timm has layers with a convolution of that name"
     return getattr(f, 'pointwise', None) is True
@@ -80,7 +80,7 @@ def traced(net:nn.Module, x) -> torch.fx.GraphModule: # x: an input of the size 
     if not alike(graph, own, x.shape): raise ValueError('what it traced is another function, or has another gradient')
     return graph
 
-# %% ../nbs/24_folding.ipynb #687b0d6f
+# %% ../nbs/24_folding.ipynb #e97fd808
 def folded(net:nn.Module, x) -> nn.Module: # x: an input of the size it will see
     "A copy of `net` in evaluation mode without gradients to its weights: traced by torch.fx where that can be, then BatchNorm folded, nothing in place, shapes noted"
     net = copy.deepcopy(net).cpu().eval().requires_grad_(False)

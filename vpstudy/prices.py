@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .core import write_atomic
-from .figures import COLOURS, styled, UNPAIRED, differences, footnote, kinds, looks, mode_order, order, shot_order
+from .figures import COLOURS, styled, UNPAIRED, differences, footnote, kinds, looks, mode_order, order, shot_order, what_bars_are
 from .stats import paired
 
 # %% ../nbs/33b_prices.ipynb #64999d0d
@@ -32,19 +32,24 @@ def _there(modes, table): return [m for m in modes if m in set(table['mode'])] o
 
 METRICS = dict(accuracy='accuracy', ece='ECE')
 
-def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS): # one backbone and target
+def cost_picture(
+    table:pd.DataFrame, # of `records.as_table`, one backbone and target
+    modes=('lp', 'ilm'),
+    metrics:dict=METRICS, # column -> its name
+    images:dict={}, # id -> (correct, confidence), of `tables.read_images`
+):
     """Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow, what has fewer trials pale;
     a sentence where there is none"""
     modes, shots = _there(modes, table), shot_order(table.shots)
     if paired(table[table['mode'].isin(modes)]).empty: return UNPAIRED
-    colours, quantized, pale = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()]), False
+    colours, quantized = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()])
+    drawn = {name: differences(table[table[m].notna() & table['mode'].isin(modes)], m, images) for m, name in metrics.items()}
     compressed = table[table.method != 'dense']
     kept = _beside(bits_kept(compressed).groupby(compressed.setting).mean())
     with styled():
         fig, axs = plt.subplots(len(metrics), len(shots), figsize=(2.3 * len(shots) + .8, 2.1 * len(metrics) + .5), sharex=True, sharey='row', squeeze=False)
         for n, ax in zip(shots, axs[0]): ax.set_title(f'{n} example{"s" * (n != 1)} a class')
-        for (metric, name), row in zip(metrics.items(), axs):
-            d = differences(table[table[metric].notna() & table['mode'].isin(modes)], metric)
+        for (name, d), row in zip(drawn.items(), axs):
             d['whole'] = d.n == d.groupby(['mode', 'shots']).n.transform('max')
             for n, ax in zip(shots, row):
                 ax.axhline(0, color='k', lw=1)
@@ -58,14 +63,14 @@ def cost_picture(table:pd.DataFrame, modes=('lp', 'ilm'), metrics:dict=METRICS):
             ends = pd.concat([d.difference, d[['low', 'high']][d.whole & np.isfinite(d.low)].stack()]) # what has few trials does not set the scale
             room = .05 * np.ptp(ends) + 1e-3
             row[0].set_ylim(ends.min() - room, ends.max() + room)
-            pale |= not d.whole.all()
             row[0].set_ylabel(f'{name}, difference to dense', fontsize=8)
         axs[0, 0].set_xscale('log', base=2); axs[0, 0].xaxis.set_major_formatter(lambda x, _: f'{x:.2g}')
         for ax in axs[-1]: ax.set_xlabel('bits kept')
         axs[0, -1].legend(loc='best')
         shown = table[table['mode'].isin(modes)]
+        pale = not all(d.whole.all() for d in drawn.values())
         names = fill('from left, side by side where as much is kept: ' + ', '.join(s for s in kept.index if s in set(shown.setting)), 150)
-        fig.text(0, 0, footnote(shown) + '; bars: 95 % interval over networks and seeds, none where there is one trial'
+        fig.text(0, 0, f'{footnote(shown)}; {what_bars_are(drawn)}; none where there is one trial'
                  + '; hollow: quantized' * bool(quantized) + '; pale: fewer networks or seeds, bars may leave the picture' * pale + f'\n{names}',
                  fontsize=7, color='.4', va='top')
         fig.tight_layout()
