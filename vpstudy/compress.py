@@ -15,7 +15,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from .core import BadInput, Setting, data_path, seed_everything, sha256
 from .backbones import Backbone, backbones, load_net, net_sha256, save_net
-import vpstudy.imagenet, vpstudy.vit # their backbones
+import vpstudy.clip, vpstudy.vit # their backbones, and those of `imagenet`
 from .checkpoints import checkpoint_backbone, open_checkpoint, save_checkpoint
 import vpstudy.structures # its dialects, and those of the convnets
 import vpstudy.filters, vpstudy.reconstruct, vpstudy.vvt # their methods

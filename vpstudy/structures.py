@@ -14,7 +14,8 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from .core import BadInput, set_threads
 from .packs import get_pack
 from .backbones import backbones
-from .imagenet import ClipClassifier, check, zero_shot_head
+from .clip import ClipClassifier, zero_shot_head
+from .imagenet import check
 from .quantize import ActQuant, fake_quant, levels
 from .vvt import PLACES, UNSIGNED, SplitBlock
 import vpstudy.convnets # its dialects: the commands below know all
