@@ -7,13 +7,12 @@ __all__ = ['RETRIES', 'TIMEOUT', 'execute', 'KernelDied', 'run_job', 'run_here',
            'job_script', 'watching', 'tasks_of', 'run_study']
 
 # %% ../nbs/32c_cluster.ipynb #9ce417a5
-import contextlib, errno, os, threading, time, uuid
+import contextlib, os, threading, uuid
 from pathlib import Path
-import psutil
-from .core import BadInput, as_list, own_cores, root, sha256
+from .core import BadInput, own_cores, root, sha256
 from .costs import Rates, jobs
 from .plan import plan_study, read_study
-from .records import read_failures, record_path, records_path, write_failure
+from .records import record_path, records_path, write_failure
 from .study import missing
 from .tables import read_all
 
@@ -25,25 +24,27 @@ def execute(notebook:str, out:Path, parameters:dict):
     return papermill.execute_notebook(str(root()/'nbs'/notebook), str(out), parameters=parameters, progress_bar=False, kernel_name='python3',
                                       cwd=str(root()/'nbs'))
 
-class KernelDied(RuntimeError): "The kernel of a job is gone: killed, or out of memory"
+class KernelDied(RuntimeError): "The kernel of a job is gone, or never answered"
 
 def run_job(parameters:dict, out:Path, notebook:str='run.ipynb') -> str|None:
     "Execute a notebook; returns None, or why it stopped. Raises `KernelDied`: then it can be tried again"
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     try: execute(notebook, out, parameters)
     except PapermillExecutionError as e: return e.evalue if e.ename == 'BadInput' else f'{e.ename}: {e.evalue}'
-    except RuntimeError as e: # nbclient's DeadKernelError is one; before a kernel's first answer it is a plain one of jupyter_client
-        if not str(e).startswith('Kernel '): raise
-        raise KernelDied(f'{e}; was it out of memory?') from None
+    except RuntimeError as e: # before a kernel's first answer jupyter_client has no error of its own: it died, or didn't respond
+        if not (isinstance(e, DeadKernelError) or str(e).startswith('Kernel di')): raise
+        raise KernelDied(str(e) + '; was it out of memory?' * ('died' in str(e))) from None
 
 RETRIES = 2 # of a job whose kernel died; how many workers one may cost is the scheduler's setting
 TIMEOUT = 20 # seconds to wait for a scheduler
 
 def run_here(*job) -> str|None: # job: what `run_job` takes
-    "`run_job`, and again where its kernel died"
+    "`run_job`, and again where its kernel died. What else cannot be done on this machine is an answer too: other jobs go on"
     for _ in range(1 + RETRIES):
         try: return run_job(*job)
-        except KernelDied as e: why = f'{type(e).__name__} {1 + RETRIES} times: {e}'
+        except KernelDied as e: why = f'{e} (tried {1 + RETRIES} times)'
+        except (OSError, RuntimeError) as e: return f'{type(e).__name__}: {e}'
     return why
 
 # %% ../nbs/32c_cluster.ipynb #8d52e0f7

@@ -7,7 +7,6 @@ __all__ = ['COMMANDS', 'study_plan', 'study_status', 'progress_table', 'live', '
 
 # %% ../nbs/32d_commands.ipynb #1d7fc602
 import argparse, contextlib, json, sys, tempfile, time
-from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
 from .core import BadInput, as_list, own_cores, rng, root, write_atomic

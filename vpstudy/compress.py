@@ -20,7 +20,7 @@ from .checkpoints import checkpoint_backbone, open_checkpoint, save_checkpoint
 import vpstudy.structures # its dialects, and those of the convnets
 import vpstudy.filters, vpstudy.reconstruct, vpstudy.vvt # their methods
 from .packs import get_pack
-from .sparsify import Method, add_masks, bake, density, get_masks, methods, nm_mask, prunable, set_masks
+from .sparsify import Method, add_masks, bake, get_masks, methods, nm_mask, prunable, set_masks
 from .dynamic import ticket_size
 
 # %% ../nbs/14_compress.ipynb #dbd79249

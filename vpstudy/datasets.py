@@ -7,7 +7,7 @@ __all__ = ['SIGNS', 'VALID', 'OFFICIAL', 'ARCHIVES', 'pack_target', 'Official', 
            'get_target', 'describe', 'main']
 
 # %% ../nbs/20a_datasets.ipynb #5b3f7621
-import argparse, io, json, re, shutil, sys
+import argparse, json, re, shutil, sys
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path

@@ -12,7 +12,7 @@ import torch, torch.nn as nn
 from fastai.callback.core import CancelStepException
 from fastai.learner import Callback
 from .core import BadInput, rng
-from .sparsify import KEEP, SPARSE, Method, add_masks, check_sparse, current_weights, dropped, get_masks, hold, least, magnitude_masks, masked_form
+from .sparsify import SPARSE, Method, add_masks, check_sparse, current_weights, dropped, get_masks, hold, least, magnitude_masks, masked_form
 from .sparsify import methods, one_of, prunable, set_masks
 
 # %% ../nbs/11a_dynamic.ipynb #1f35ba09

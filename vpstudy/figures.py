@@ -209,11 +209,12 @@ def differences(
 
 UNPAIRED = '*No compressed setting here has a dense twin: there is no difference to show.*' # what is said instead of a figure
 
-def what_bars_are(drawn:dict) -> str: # name of a metric -> its rows of `differences`
-    "For a footnote: what the chance is that the bars of a figure hold"
-    whole = [name for name, d in drawn.items() if d.images.all()]
-    if len(whole) == len(drawn): return 'bars: 95 % interval over networks, seeds and test images'
-    return 'bars: 95 % interval over networks and seeds' + (f', of {" and ".join(whole)} over test images too' if whole else '')
+def what_bars_are(drawn:dict) -> str: # name of a metric -> its rows of `differences` or `contrast_table`
+    "For a footnote: which kinds of chance the bars of a figure hold"
+    known = {name: set(d.images) for name, d in drawn.items() if len(d)}
+    if all(images == {True} for images in known.values()): return 'bars: 95 % interval over networks, seeds and test images'
+    some = [name for name, images in known.items() if True in images]
+    return 'bars: 95 % interval over networks and seeds' + (f', those of {" and ".join(some)} over test images too, where their outcome is known' if some else '')
 
 def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE'), images:dict={}): # images: as for `differences`
     "Paired difference to dense with its 95 % interval, by shots: settings by colour, modes across; a sentence where there is none"

@@ -11,7 +11,7 @@ import operator
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import fx
 from .core import BadInput, check_range
-from .sparsify import Method, methods, prunable
+from .sparsify import Method, methods
 
 # %% ../nbs/11b_filters.ipynb #e85185d2
 # modules that leave channels where they are

@@ -9,7 +9,6 @@ __all__ = ['mappings', 'count_votes', 'as_weights', 'as_index', 'read_off', 'roo
 
 # %% ../nbs/22_mappings.ipynb #d9a53c56
 from dataclasses import dataclass
-from functools import partial
 import torch
 from scipy.optimize import linear_sum_assignment
 from .core import BadInput, Registry

@@ -70,7 +70,7 @@ def cost_picture(
         shown = table[table['mode'].isin(modes)]
         pale = not all(d.whole.all() for d in drawn.values())
         names = fill('from left, side by side where as much is kept: ' + ', '.join(s for s in kept.index if s in set(shown.setting)), 150)
-        fig.text(0, 0, f'{footnote(shown)}; {what_bars_are(drawn)}; none where there is one trial'
+        fig.text(0, 0, f'{footnote(shown)}; {what_bars_are(drawn)}, none where there is one trial'
                  + '; hollow: quantized' * bool(quantized) + '; pale: fewer networks or seeds, bars may leave the picture' * pale + f'\n{names}',
                  fontsize=7, color='.4', va='top')
         fig.tight_layout()
@@ -145,7 +145,7 @@ def ticket_picture(table:pd.DataFrame, modes=('rlm', 'flm', 'ilm', 'lp')): # one
                 ax.plot(range(len(shots)), rows.groupby('shots').accuracy.mean().reindex(shots), '-', **{**style[s], 'ms': 4})
             ax.set(ylabel=f'{mode}: accuracy', ylim=(0, 1)); ax.set_xticks(range(len(shots)), [str(n) for n in shots])
             grid = d[d['mode'] == mode].pivot_table(index='setting', columns='shots', values='difference').reindex(index=tickets.index, columns=shots)
-            im = heat.imshow(grid, cmap='RdBu', vmin=-top, vmax=top, aspect='auto')
+            heat.imshow(grid, cmap='RdBu', vmin=-top, vmax=top, aspect='auto')
             for (i, j), v in np.ndenumerate(grid.values):
                 heat.text(j, i, 'none' if np.isnan(v) else f'{100 * v:+.1f}', ha='center', va='center', fontsize=7, color='w' if abs(v) > .7 * top else 'k')
             heat.set_xticks(range(len(shots)), [str(n) for n in shots])

@@ -8,8 +8,6 @@ __all__ = ['CLIPS', 'attend', 'NarrowAttention', 'NarrowMHA', 'deit', 'depth', '
 
 # %% ../nbs/13b_structures.ipynb #ee03a5df
 import argparse, json, re, sys
-from functools import partial
-from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from .core import BadInput, set_threads
 from .packs import get_pack

@@ -9,7 +9,6 @@ __all__ = ['pack', 'table_files', 'read_table', 'read_tables', 'network_of', 'or
 # %% ../nbs/30a_tables.ipynb #5f2a8c63
 import json
 from collections import Counter
-from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path

@@ -7,13 +7,12 @@ __all__ = ['ALIKE', 'make_trial', 'legacy_batch', 'run_trials', 'run_trial', 'gr
 
 # %% ../nbs/25_transfer.ipynb #ba389cd8
 import time
-import torch
 from .core import BadInput, Trial, check_shots, resolve_precision, sha256
 from .calibration import fit_temperature, metrics, reliability
 from .frozen import Frozen
 from .prompts import prompts
 from .targets import Target, actual_shots, fewshot, spare
-from .training import Fit, Mode, default_batch, modes
+from .training import Mode, default_batch, modes
 import vpstudy.prompting, vpstudy.heads # their modes
 
 # %% ../nbs/25_transfer.ipynb #dd6c2c31
