@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CONTRASTS', 'TWINS', 'PICTURED', 'paired_modes', 'contrast_table', 'wide', 'contrast_picture']
 
-# %% ../nbs/33a_contrasts.ipynb #299d425b
+# %% ../nbs/33a_contrasts.ipynb #5517105c
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from .figures import styled, footnote, looks, mode_order, order, shot_order, spread, what_bars_are
 from .stats import Resampled, interval
 
-# %% ../nbs/33a_contrasts.ipynb #191da697
+# %% ../nbs/33a_contrasts.ipynb #fa8d8ec5
 CONTRASTS = { # what is added -> (mode with it, mode without)
     'votes instead of chance': ('flm', 'rlm'),
     'a trained prompt': ('flm', 'zero'),
@@ -63,7 +63,7 @@ def contrast_table(
                     rows.append((c, t, n, s, *map(interval(d, on).get, ('mean', 'low', 'high')), len(d), on is not None))
     return pd.DataFrame(rows, columns=['contrast', 'target', 'shots', 'setting', 'difference', 'low', 'high', 'n', 'images'])
 
-# %% ../nbs/33a_contrasts.ipynb #9c229dea
+# %% ../nbs/33a_contrasts.ipynb #ec11e13e
 def wide(table:pd.DataFrame, metric:str='accuracy') -> pd.DataFrame: # modes down; settings and shots across
     "Mean over seeds of every mode"
     t = table.assign(**{metric: table[metric].astype(float)}).pivot_table(index='mode', columns=['setting', 'shots'], values=metric)

@@ -69,7 +69,7 @@ def cost_picture(
         axs[0, -1].legend(loc='best')
         shown = table[table['mode'].isin(modes)]
         pale = not all(d.whole.all() for d in drawn.values())
-        names = fill('from left, side by side where as much is kept: ' + ', '.join(s for s in kept.index if s in set(shown.setting)), 150)
+        names = fill('from left, side by side where as much is kept: ' + ', '.join(s.replace(' ', '\N{NO-BREAK SPACE}') for s in kept.index if s in set(shown.setting)), 150)
         fig.text(0, 0, f'{footnote(shown)}; {what_bars_are(drawn)}, none where there is one trial'
                  + '; hollow: quantized' * bool(quantized) + '; pale: fewer networks or seeds, bars may leave the picture' * pale + f'\n{names}',
                  fontsize=7, color='.4', va='top')
