@@ -9,7 +9,7 @@ __all__ = ['backbones', 'GLYPHS', 'FONTS', 'GLYPHS_VERSION', 'Backbone', 'save_n
 
 # %% ../nbs/10_backbones.ipynb #e5e5b4a6
 import json, math, time
-from .core import BadInput, Registry, data_path, rng, seed_everything, sha256, write_atomic
+from .core import BadInput, Registry, data_path, rng, seed_everything, sha256, using_threads, write_atomic
 from .fitting import Batches, Recipe, Trainer, top1
 from dataclasses import dataclass
 from functools import cache, partial
@@ -227,8 +227,9 @@ class GlyphsModel:
             trainer.partial = path.with_suffix('.partial')
             seed_everything('net', network_seed)
             net = self.build()
-            trainer.fit(net)
-            save_net(net, path, dict(upstream=self.test(net), history=trainer.history, seconds=time.perf_counter() - start))
+            with using_threads(self.threads): # more sum in another order, and it would be another network
+                trainer.fit(net)
+                save_net(net, path, dict(upstream=self.test(net), history=trainer.history, seconds=time.perf_counter() - start))
             trainer.partial.unlink(missing_ok=True)
         net = self.build()
         note = load_net(net, path)

@@ -132,7 +132,9 @@ def estimate(
     and the precision of all that train a prompt (everything else is fp32)"""
     pick = lambda want: table[np.logical_and.reduce([table[k] == v for k, v in want.items()]) & table[metric].notna()]
     about = lambda t: t[(t.backbone == terms[0][1]['backbone']) & (t.setting == terms[0][1]['setting'])]
-    own, pairs = about(table), about(table if planned is None else planned)
+    own, plan = about(table), about(table if planned is None else planned)
+    pairs = [set(zip(rows.network_seed, rows.seed)) for m, n in {(want['mode'], want['shots']) for _, want in terms}
+             for rows in [plan[(plan['mode'] == m) & (plan.shots == n)]]]
     parts, alike = [(w, _matching(pick(want), own)) for w, want in terms], {}
     for (_, want), (_, r) in zip(terms, parts):
         alike.setdefault((want['mode'], want['shots']), set()).update(zip(r.precision, r.variant))
@@ -143,7 +145,7 @@ def estimate(
     for n, s in cells: d[networks.index(n), seeds.index(s)] = sum(w * float(r.loc[(n, s), metric]) for w, r in parts)
     on = resampled.sum(metric, [(w / len(cells), i) for w, i in ids])
     bias = on.mean() - np.nanmean(d) if metric == 'ece' and on is not None else 0. # ECE of a sample is too high, most where it is small: `31_stats`
-    once, holes = frozenset(i for _, i in ids), len(set(zip(pairs.network_seed, pairs.seed))) - len(cells)
+    once, holes = frozenset(i for _, i in ids), len(set.intersection(*pairs)) - len(cells)
     return dict(crossed_interval(d - bias if cells else np.full((1, 1), np.nan), on), bias=bias, networks=len(networks), seeds=len(seeds), ids=once,
                 trials=len(once), holes=holes, images=on is not None, matched=all(len(v) < 2 for v in alike.values()))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RETRIES', 'TIMEOUT', 'execute', 'KernelDied', 'run_job', 'run_here', 'on_workers', 'batch_system', 'workers_of',
-           'job_script', 'watching', 'tasks_of', 'run_study']
+           'job_script', 'watching', 'left_of', 'tasks_of', 'run_study']
 
 # %% ../nbs/32c_cluster.ipynb #9ce417a5
 import contextlib, os, threading, uuid
@@ -114,11 +114,11 @@ def job_script(file) -> str:
 
 # %% ../nbs/32c_cluster.ipynb #ed3d82c9
 @contextlib.contextmanager
-def watching(paths:list):
+def watching(paths:list, done:int=0): # done: trials that need no path
     "A progress bar on the terminal that counts `paths` as they appear"
     from tqdm import tqdm
-    count, stop = lambda: sum(p.exists() for p in paths), threading.Event()
-    with tqdm(total=len(paths), initial=count(), unit='trial', smoothing=.05) as bar:
+    count, stop = lambda: done + sum(p.exists() for p in paths), threading.Event()
+    with tqdm(total=done + len(paths), initial=count(), unit='trial', smoothing=.05) as bar:
         def look():
             while not stop.wait(1):
                 bar.update(count() - bar.n); bar.refresh()
@@ -130,12 +130,15 @@ def watching(paths:list):
             bar.update(count() - bar.n)
 
 # %% ../nbs/32c_cluster.ipynb #c7e62f19
-def tasks_of(plan:list, records=None, split:bool=False) -> list: # (parameters, where the executed notebook goes) of what is not done, long ones first
+def left_of(plan:list, records=None) -> dict: # id -> where the record will be
+    "The trials of a plan that are not done; one whose logits are damaged counts, which reading all does not look at"
+    return {t.id(p.setting): record_path(p.setting, t, records) for p in plan if p.setting for _, t in missing(p.setting, p.trials, records)}
+
+def tasks_of(plan:list, left, records=None, split:bool=False) -> list: # left: ids; (parameters, where the executed notebook goes), long ones first
     "The jobs of a plan that have something left to do"
     plan = [p for p in plan if p.setting]
-    left = {t.id(p.setting) for p in plan for _, t in missing(p.setting, p.trials, records)} # damaged logits count, which reading all does not look at
     rates, where = Rates(read_all(records)[0]), {} if records is None else dict(records=str(records_path(records)))
-    todo = [j for j in jobs(plan, {i for p in plan for i in p.ids} - left, split) if j['points']]
+    todo = [j for j in jobs(plan, {i for p in plan for i in p.ids} - {*left}, split) if j['points']]
     todo.sort(key=lambda j: -sum(rates.seconds(pt, j['params'])[0] for pt in j['points']))
     # two entries of a study may have one setting
     name = lambda j: f'run-{"-".join(Path(t).stem for t in j["params"]["targets"])[:40]}-{sha256(j["params"])[:6]}.ipynb'
@@ -149,11 +152,12 @@ def run_study(
     split:bool=False, # one job a setting and target
 ) -> dict: # setting or label -> why it stopped
     "Run what a study has not done; a setting that fails does not stop the others"
+    if workers is not None and workers < 1: raise BadInput(f'workers={workers!r} is not allowed; give a number of workers, 1 or more')
     plan = plan_study(file, fetch=True)
     failed = {p.label: p.unresolved for p in plan if p.unresolved}
-    tasks = tasks_of(plan, records, split)
+    tasks = tasks_of(plan, left := left_of(plan, records), records, split)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watching([record_path(p.setting, t, records) for p in plan for _, t in p.trials]))
+        stack.enter_context(watching([*left.values()], sum(len(p.trials) for p in plan) - len(left)))
         if cluster and tasks:
             ends = on_workers((c := stack.enter_context(workers_of(cluster, read_study(file).get('cluster'), len(tasks), workers)))[0], tasks, c[1])
         else: ends = ((t, run_here(*t)) for t in tasks)

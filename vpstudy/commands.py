@@ -40,7 +40,7 @@ def study_status(file, records=None) -> dict: # settings, trials, done, missing,
     failed = [n for n in read_failures(records) if n['id'] in (wanted | folders) - done]
     failed += [dict(id=p.label, reason=p.unresolved) for p in plan if p.unresolved]
     return dict(settings=len(plan), trials=int(table.trials.sum()), done=int(table.done.sum()), missing=int((table.trials - table.done).sum()),
-                failed=failed, hours=float(table.hours.sum()), warnings=mixed([r for r in found if r['setting_id'] in folders]), left_out=bad)
+                failed=failed, hours=float(table.hours.sum()), warnings=mixed(mine), left_out=bad)
 
 # %% ../nbs/32d_commands.ipynb #6fa47c18
 def progress_table(file, records=None) -> pd.DataFrame:

@@ -7,7 +7,7 @@ __all__ = ['CONTRASTS', 'TWINS', 'PICTURED', 'paired_modes', 'contrast_table', '
 
 # %% ../nbs/33a_contrasts.ipynb #5517105c
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .figures import styled, footnote, looks, mode_order, order, shot_order, spread, what_bars_are
+from .figures import styled, footnote, legend_beside, looks, mode_order, order, shot_order, spread, what_bars_are
 from .stats import Resampled, interval
 
 # %% ../nbs/33a_contrasts.ipynb #fa8d8ec5
@@ -75,6 +75,7 @@ def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=P
     "What each part is worth, with its interval: contrasts down, shots across, settings by colour"
     c = contrast_table(table, metric, contrasts, images)
     c = c[~c.setting.str.endswith(' - dense')]
+    if c.empty: return '*No two of these modes differ in one part only.*'
     names, shots, style = [n for n in contrasts if n in set(c.contrast)], shot_order(c.shots), looks(c.setting)
     with styled():
         fig, axs = plt.subplots(1, len(shots), figsize=(2.2 * len(shots) + 3.4, .42 * len(names) + 1), sharex=True, sharey=True, squeeze=False)
@@ -86,7 +87,7 @@ def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=P
                 ax.errorbar(e.difference, y, xerr=[e.difference - e.low, e.high - e.difference], fmt=style[s]['marker'], color=style[s]['color'], label=s, ms=4,
                             lw=1, capsize=2)
         axs[0, 0].set_yticks(range(len(names)), [f'{n}\n({contrasts[n][0]} - {contrasts[n][1]})' for n in names], fontsize=8); axs[0, 0].invert_yaxis()
-        axs[0, -1].legend(loc='upper left', bbox_to_anchor=(1, 1))
         fig.text(0, -.04, f'{footnote(table)}; {what_bars_are({metric: c})}', fontsize=7, color='.4')
         fig.tight_layout()
+        legend_beside(axs[0, -1])
     return fig

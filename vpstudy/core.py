@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'BadInput', 'Registry', 'check_range', 'check_shots', 'as_list', 'root', 'data_path', 'writing',
            'write_atomic', 'sweep', 'progress', 'canonical', 'sha256', 'make_id', 'Setting', 'Trial', 'rng',
-           'seed_everything', 'keep_memory', 'own_cores', 'set_threads', 'resolve_device', 'resolve_precision',
-           'machine', 'versions', 'git_state', 'Parameters']
+           'seed_everything', 'keep_memory', 'own_cores', 'set_threads', 'using_threads', 'resolve_device',
+           'resolve_precision', 'machine', 'versions', 'git_state', 'Parameters']
 
 # %% ../nbs/00_core.ipynb #477838f6
 import contextlib, ctypes, hashlib, json, os, platform, random, re, subprocess, tempfile, typing, warnings
@@ -222,6 +222,14 @@ def set_threads(n:int|None=None) -> int:
     keep_memory()
     return torch.get_num_threads()
 
+@contextlib.contextmanager
+def using_threads(n:int|None): # None: as many as there are
+    "`n` threads within, then as many as before"
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 # %% ../nbs/00_core.ipynb #9517be1a
 def resolve_device(device:str='auto') -> torch.device:
     "'auto' -> cuda where there is one, else cpu"
@@ -275,7 +283,8 @@ class Parameters:
 
     def __call__(self) -> dict:
         "Name -> value of every annotated parameter; `BadInput` for an unknown name or a wrong type"
-        hints = typing.get_type_hints(type('_', (), {'__annotations__': dict(self.ns.get('__annotations__', {}))}))
+        late = self.ns.get('__annotate__') # from Python 3.14 on: evaluated when asked for
+        hints = typing.get_type_hints(type('_', (), {'__annotations__': self.ns.get('__annotations__') or (late(1) if late else {})}))
         own = re.compile(r'_+|_i+|_i?\d+|_[iod]h|__\w+__|In|Out') # what IPython itself keeps up to date
         new = [k for k, v in self.ns.items() if not own.fullmatch(k) and k not in hints and self.before.get(k, hints) is not v and self.ns[k] is not self]
         if new: raise BadInput(f'parameter {new[0]!r} (= {self.ns[new[0]]!r}) is unknown; allowed are: {", ".join(hints)}')

@@ -11,7 +11,7 @@ import heapq, math
 from functools import cache
 import numpy as np, pandas as pd, torch
 from .backbones import backbones
-from .core import as_list
+from .core import BadInput, as_list
 from .plan import facts
 from .transfer import default_batch, modes as mode_registry
 
@@ -59,6 +59,7 @@ class Rates:
     "Seconds of trials, from records or, with `tflops`, from an assumed device"
     def __init__(self, records:list=(), tflops:float|None=None):
         from scipy.optimize import nnls
+        if tflops is not None and not tflops > 0: raise BadInput(f'tflops={tflops!r} is not allowed; give 10^12 operations a second, above 0')
         self.tflops, self.fits, rows = tflops or TFLOPS, {}, {}
         self.compress = {(r['setting']['backbone'], r['setting']['method']): r['seconds'].get('compress', 0.) for r in records} if tflops is None else {}
         for r in records if tflops is None else ():

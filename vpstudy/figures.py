@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'MODES', 'UNPAIRED', 'styled', 'order', 'looks', 'mode_order', 'spread', 'shot_order',
-           'save_figure', 'missing_trials', 'footnote', 'kinds', 'panel_rows', 'accuracy_by_shots', 'ece_by_shots',
-           'pooled', 'reliability_diagrams', 'mapping_picture', 'groups', 'main_table', 'differences', 'what_bars_are',
-           'difference_by_shots', 'upstream_by_density', 'upstream_by_bits']
+           'save_figure', 'missing_trials', 'footnote', 'kinds', 'panel_rows', 'legend_beside', 'accuracy_by_shots',
+           'ece_by_shots', 'pooled', 'reliability_diagrams', 'mapping_picture', 'groups', 'main_table', 'differences',
+           'what_bars_are', 'difference_by_shots', 'upstream_by_density', 'upstream_by_bits']
 
 # %% ../nbs/33_figures.ipynb #a7a26cdc
 from contextlib import contextmanager
@@ -64,19 +64,17 @@ def missing_trials(table:pd.DataFrame, expected:list) -> pd.DataFrame: # `expect
     return pd.DataFrame([e for e in expected if e['id'] not in have], columns=[*expected[0]] if expected else None).drop(columns='id', errors='ignore')
 
 def footnote(table:pd.DataFrame) -> str:
-    "What a figure rests on: seeds, networks, test images, and holes in the grids of its settings"
+    "What a figure rests on: seeds, networks, test images; \"up to\" where a setting has fewer. Trials that are missing are known to `report.Study`"
     if not len(table): return 'no trials'
-    keys = ['setting', 'target', 'mode', 'shots', 'seed', 'network_seed']
-    parts = [rows for _, rows in table.groupby(['backbone', 'setting', 'target'])] # each has a grid of its own
-    holes = sum(int(np.prod([rows[k].nunique() for k in keys])) - len(rows[keys].drop_duplicates()) for rows in parts)
+    each = table.groupby(['backbone', 'setting', 'target'])[['seed', 'network_seed']].nunique()
+    most = 'up to ' * bool((each != table[['seed', 'network_seed']].nunique()).any(axis=None))
     count = lambda n, what: f'{n} {what}' + 's' * (n != 1)
     images = f'n = {"/".join(str(n) for n in sorted(table.n_test.unique()))} {table.split.iloc[0]} images'
-    missing = f'; {count(holes, "trial")} missing' if holes else ''
-    return f'{count(table.seed.nunique(), "seed")}, {count(table.network_seed.nunique(), "network")}, {images}{missing}'
+    return f'{most}{count(table.seed.nunique(), "seed")}, {count(table.network_seed.nunique(), "network")}, {images}'
 
 def kinds(table:pd.DataFrame) -> pd.Series:
     "What each row's setting is: dense, quantized, ticket or sparse"
-    ticket = table.state.notna() | table.setting.str.contains('lth', case=False)
+    ticket = table.state.notna() | table.setting.str.contains('lth|ticket', case=False) # a file may say so in its name only
     return pd.Series(np.select([table.method == 'dense', table.bits.notna(), ticket], ['dense', 'quantized', 'ticket'], 'sparse'), table.index)
 
 # %% ../nbs/33_figures.ipynb #606fb505
@@ -85,6 +83,11 @@ def panel_rows(table, metrics:dict) -> list: # (target, metric, label of the y a
     targets = sorted(set(table.target))
     return [(t, m, f'{t}: {name}' if len(targets) > 1 else name) for t in targets for m, name in metrics.items()]
 
+def legend_beside(ax, panels:int=1): # panels: how many are below each other there
+    "Names to the right of the last panel: in it, many would cover what is drawn. Comes after `tight_layout`, which would make room in the panels"
+    names = ax.get_legend_handles_labels()[1]
+    ax.legend(loc='upper left', bbox_to_anchor=(1.02, 1), borderaxespad=0, fontsize=7, ncols=-(-len(names) // (14 * panels)))
+
 def _by_shots(table, metrics:dict, ylim=None):
     "A grid of panels, targets and metrics down and modes across: seeds as points, means as lines"
     modes, shots, style, rows = mode_order(table['mode']), shot_order(table.shots), looks(table.setting), panel_rows(table, metrics)
@@ -92,9 +95,11 @@ def _by_shots(table, metrics:dict, ylim=None):
         fig, axs = plt.subplots(len(rows), len(modes), figsize=(2.5 * len(modes) + .6, 2.2 * len(rows) + .6), sharex=True, sharey='row', squeeze=False)
         for (target, metric, name), row in zip(rows, axs):
             for mode, ax in zip(modes, row):
-                for k, setting in enumerate(order(table.setting)):
-                    t, look = table[(table.target == target) & (table['mode'] == mode) & (table.setting == setting)], style[setting]
-                    x = lambda values: np.array([shots.index(s) for s in values]) + spread(k, len(style))
+                here = table[(table.target == target) & (table['mode'] == mode)]
+                place = {s: spread(k, here.setting.nunique()) for k, s in enumerate(order(here.setting))}
+                for setting, look in style.items():
+                    t = here[here.setting == setting]
+                    x = lambda values: np.array([shots.index(s) for s in values]) + place.get(setting, 0)
                     ax.plot(x(t.shots), t[metric], look['marker'], color=look['color'], ms=3, alpha=.4)
                     mean = t.groupby('shots')[metric].mean().reindex([s for s in shots if s in set(t.shots)])
                     ax.plot(x(mean.index), mean.values, '-', **{**look, 'ms': 4})
@@ -102,9 +107,9 @@ def _by_shots(table, metrics:dict, ylim=None):
                 if ylim: ax.set_ylim(*ylim)
             row[0].set_ylabel(name)
         for ax in axs[-1]: ax.set_xlabel('examples a class')
-        axs[0, -1].legend(loc='best')
         fig.text(0, -.02, footnote(table), fontsize=7, color='.4')
         fig.tight_layout()
+        legend_beside(axs[0, -1], len(rows))
     return fig
 
 def accuracy_by_shots(table):
@@ -237,9 +242,9 @@ def difference_by_shots(table, metrics=dict(accuracy='accuracy', ece='ECE'), ima
                 ax.set_xticks(range(len(shots)), [str(s) for s in shots])
             row[0].set_ylabel(name)
         for ax in axs[-1]: ax.set_xlabel('examples a class')
-        axs[0, -1].legend(loc='best')
         fig.text(0, -.02, f'{footnote(table)}; {what_bars_are(drawn)}', fontsize=7, color='.4')
         fig.tight_layout()
+        legend_beside(axs[0, -1], len(rows))
     return fig
 
 # %% ../nbs/33_figures.ipynb #80ae9bdf

@@ -8,7 +8,7 @@ __all__ = ['STUDY_KEYS', 'SETTING_AXES', 'DEFAULTS', 'FACTS', 'read_study', 'loc
 
 # %% ../nbs/32a_plan.ipynb #86f0d3b9
 import inspect, itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 import torch, yaml
@@ -51,7 +51,7 @@ def expand(file) -> list: # parameters of run.ipynb, one dict a setting
     for s in study['settings']:
         s = {k: located(v) if k in ('checkpoint', 'weights', 'images', 'targets') else v for k, v in {**(study.get('common') or {}), **s}.items()}
         many = {k: v if isinstance(v, list) else [v] for k, v in s.items() if k in SETTING_AXES}
-        exclude = [{**e, **({'targets': located(e['targets'])} if 'targets' in e else {})} for e in [*(study.get('exclude') or []), *(s.get('exclude') or [])]]
+        exclude = [{**e, **({'targets': located(e['targets'])} if 'targets' in e else {})} for e in [*(study.get('exclude') or []), *(s.pop('exclude', None) or [])]]
         if empty := [k for k, v in many.items() if not v]: raise BadInput(f'{empty[0]}=[] is not allowed in study file {str(file)!r}; give one or more')
         out += [{**s, **dict(zip(many, values)), **({'exclude': exclude} if exclude else {})} for values in itertools.product(*many.values())]
     for axis in AXES: # what is left out of everything is a typo
@@ -161,7 +161,7 @@ def plan_study(
     known=(), # names of packs that need not be here: records speak of them
 ) -> list: # of Planned
     "Every setting of a study; `BadInput` for what is wrong, `unresolved` for what is only not here yet"
-    out = []
+    out, seen = [], set()
     for params in expand(file):
         params = {**DEFAULTS, **params}
         check_names(params, known)
@@ -175,5 +175,11 @@ def plan_study(
             except BadInput as e:
                 if not p.unresolved: raise
                 p.unresolved = str(e)
+        if again := [pt for pt, i in zip(points, p.ids) if i in seen]: # of two settings that overlap the first has it
+            left = [k for k, i in enumerate(p.ids) if i not in seen]
+            if not left: continue
+            p = replace(p, params={**p.params, 'exclude': [*exclude, *again]}, points=[points[k] for k in left],
+                        excluded=p.excluded + len(again), trials=[p.trials[k] for k in left])
+        seen |= {*p.ids}
         out.append(p)
     return out

@@ -26,7 +26,7 @@ def _beside(kept:pd.Series) -> pd.Series: # setting -> bits kept
     same = kept.groupby(kept.round(3))
     between = np.diff(np.log(same.mean()), prepend=-np.inf, append=np.inf) # one level and the next
     gap, n = pd.Series(np.minimum(between[:-1], between[1:]), same.mean().index), same.transform('size')
-    return kept * np.exp((same.cumcount() - (n - 1) / 2) * np.minimum(np.log(1.15), kept.round(3).map(gap) / (2 * n)))
+    return kept * np.exp((same.cumcount() - (n - 1) / 2) * np.minimum(np.log(1.15), kept.round(3).map(gap) / (1.25 * n)))
 
 def _there(modes, table): return [m for m in modes if m in set(table['mode'])] or mode_order(table['mode']) # never an empty picture
 
@@ -44,10 +44,12 @@ def cost_picture(
     if paired(table[table['mode'].isin(modes)]).empty: return UNPAIRED
     colours, quantized = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()])
     drawn = {name: differences(table[table[m].notna() & table['mode'].isin(modes)], m, images) for m, name in metrics.items()}
+    drawn = {name: d for name, d in drawn.items() if len(d)} # at the largest budget no image is left to fit a temperature on
+    if not drawn: return UNPAIRED
     compressed = table[table.method != 'dense']
     kept = _beside(bits_kept(compressed).groupby(compressed.setting).mean())
     with styled():
-        fig, axs = plt.subplots(len(metrics), len(shots), figsize=(2.3 * len(shots) + .8, 2.1 * len(metrics) + .5), sharex=True, sharey='row', squeeze=False)
+        fig, axs = plt.subplots(len(drawn), len(shots), figsize=(2.3 * len(shots) + .8, 2.1 * len(drawn) + .5), sharex=True, sharey='row', squeeze=False)
         for n, ax in zip(shots, axs[0]): ax.set_title(f'{n} example{"s" * (n != 1)} a class')
         for (name, d), row in zip(drawn.items(), axs):
             d['whole'] = d.n == d.groupby(['mode', 'shots']).n.transform('max')
@@ -64,12 +66,13 @@ def cost_picture(
             room = .05 * np.ptp(ends) + 1e-3
             row[0].set_ylim(ends.min() - room, ends.max() + room)
             row[0].set_ylabel(f'{name}, difference to dense', fontsize=8)
-        axs[0, 0].set_xscale('log', base=2); axs[0, 0].xaxis.set_major_formatter(lambda x, _: f'{x:.2g}')
-        for ax in axs[-1]: ax.set_xlabel('bits kept')
+        axs[0, 0].set_xscale('log', base=2); axs[0, 0].xaxis.set_major_formatter(lambda x, _: f'1/{1 / x:.0f}' if x < 1 else f'{x:g}')
+        for ax in axs[-1]: ax.set_xlabel('share of bits kept')
         axs[0, -1].legend(loc='best')
         shown = table[table['mode'].isin(modes)]
         pale = not all(d.whole.all() for d in drawn.values())
-        names = fill('from left, side by side where as much is kept: ' + ', '.join(s.replace(' ', '\N{NO-BREAK SPACE}') for s in kept.index if s in set(shown.setting)), 150)
+        names = ', '.join(s.replace(' ', '\N{NO-BREAK SPACE}') for s in kept.index if s in set(shown.setting))
+        names = fill(f'bits kept: density x nominal bits / 32; from left, side by side where as much is kept: {names}', 150)
         fig.text(0, 0, f'{footnote(shown)}; {what_bars_are(drawn)}, none where there is one trial'
                  + '; hollow: quantized' * bool(quantized) + '; pale: fewer networks or seeds, bars may leave the picture' * pale + f'\n{names}',
                  fontsize=7, color='.4', va='top')
@@ -99,13 +102,13 @@ def upstream_downstream(table:pd.DataFrame, modes=('ilm', 'lp')): # one backbone
 def trial_costs(
     records:list,
     table:pd.DataFrame, # of the same trials
-) -> pd.DataFrame: # setting, mode, n, means of: prepare, train, evaluate, making the network (seconds), bytes
-    "What trials took by setting and mode, and what making the network took; bytes as in `compress.stored_bytes`"
+) -> pd.DataFrame: # setting, mode, n, medians of: prepare, train, evaluate, making the network (seconds), bytes
+    "What trials took by setting and mode, and what making the network took; bytes as in `compress.stored_bytes`. Medians: a machine may stall"
     seconds = {k: k for k in ('prepare', 'train', 'evaluate')} | {'making the network': 'compress'} # column -> name in a record
     rows = pd.DataFrame([dict(setting=setting, mode=r['trial']['mode'], **{k: r['seconds'].get(name) for k, name in seconds.items()},
                               bytes=r['upstream'].get('size_bytes')) for r, setting in zip(records, table.setting)])
-    means = rows.groupby(['setting', 'mode']).mean().assign(n=rows.groupby(['setting', 'mode']).size())
-    return means.reindex([k for k in product(order(rows.setting), mode_order(rows['mode'])) if k in means.index]).reset_index()
+    costs = rows.groupby(['setting', 'mode']).median().assign(n=rows.groupby(['setting', 'mode']).size())
+    return costs.reindex([k for k in product(order(rows.setting), mode_order(rows['mode'])) if k in costs.index]).reset_index()
 
 def seconds_by_shots(table:pd.DataFrame):
     "Seconds of training a trial by budget, a line a mode, median over settings"

@@ -23,6 +23,7 @@ def start_worker(parent):
 
 def in_processes(f, calls:list, workers:int): # f: a module's function; calls: tuples of arguments
     "Yields (call, result) as they end; of a call whose process was killed twice, the result is a sentence"
+    alone = False
     while calls:
         pool = ProcessPoolExecutor(workers, get_context('spawn'), start_worker, (os.getpid(),))
         lost, futures = set(), {}
@@ -35,7 +36,7 @@ def in_processes(f, calls:list, workers:int): # f: a module's function; calls: t
                 except BrokenProcessPool: lost.add(futures[done])
         finally: pool.shutdown(wait=False, cancel_futures=True)
         calls = [calls[i] for i in sorted(lost)]
-        if calls and workers == 1: # the first in the queue was running
+        if calls and alone: # the first in the queue was running
             yield calls[0], 'its process was killed, and killed again alone; was it out of memory?'
             calls = calls[1:]
-        workers = 1
+        workers, alone = 1, True

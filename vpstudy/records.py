@@ -141,7 +141,7 @@ def as_table(records:list) -> pd.DataFrame:
     def row(r):
         "One record's row"
         s, t, mapping = Setting(**r['setting']), r['trial'], r['mapping'] or {}
-        own = {k: getattr(s, k) for k in ('backbone', 'method', 'sparsity', 'bits', 'state', 'network_seed', 'weights')}
+        own = {k: getattr(s, k) for k in ('backbone', 'method', 'sparsity', 'bits', 'state', 'network_seed', 'weights', 'images')}
         done = {k: t[k] for k in ('target', 'mode', 'shots', 'seed', 'epochs', 'split', 'precision')}
         rest = sha256({k: v for k, v in t.items() if k not in ('target', 'mode', 'shots', 'seed', 'precision')})[:8]
         return dict(setting=s.label, **own, **done, variant=rest, n_test=r['data']['n_test'], actual_shots=r['data']['actual_shots'][1],

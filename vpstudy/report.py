@@ -64,7 +64,7 @@ def by_name(
     label = (Setting(**said).label if said else f"checkpoint {Path(str(words['checkpoint'])).name}" if 'checkpoint' in words
              else Setting(**{'weights': '', **words}, weights_id='').label)
     every = {'backbone': 'glyphs_resnet', 'network_seed': 0, **words, **said}
-    base = dict({k: every.get(k) for k in ('backbone', 'weights', 'method', 'bits', 'state', 'network_seed')}, setting=label)
+    base = dict({k: every.get(k) for k in ('backbone', 'weights', 'method', 'images', 'bits', 'state', 'network_seed')}, setting=label)
     return [dict(base, id=own[q]['id'] if q in own and not ambiguous else None, **dict(zip(('target', 'mode', 'shots', 'seed'), q))) for q in points], ambiguous
 
 class Study:
@@ -81,7 +81,7 @@ class Study:
         self.unresolved, self.ambiguous, rows = {}, [], [] # why ids are not known here -> of what; what records cannot be told apart by name
         for p in plan:
             if p.setting:
-                own = {k: getattr(p.setting, k) for k in ('backbone', 'weights', 'method', 'bits', 'state', 'network_seed')}
+                own = {k: getattr(p.setting, k) for k in ('backbone', 'weights', 'method', 'images', 'bits', 'state', 'network_seed')}
                 rows += [dict(own, id=i, setting=p.setting.label, **{k: getattr(t, k) for k in ('target', 'mode', 'shots', 'seed')})
                          for i, (_, t) in zip(p.ids, p.trials)]
             else:
@@ -92,12 +92,15 @@ class Study:
         wanted = set(self.expected.id)
         self.found = [r for r in every if r['id'] in wanted]
         self.table = as_table(self.found)
-        # a plan's first weights of a backbone give its dense model; one of others is called by them
-        first = self.expected[self.expected.method == 'dense'].drop_duplicates('backbone').set_index('backbone').weights
-        for t in (self.expected, self.table) if len(self.table) else [self.expected]:
-            other = (t.method == 'dense') & t.weights.notna() & (t.weights != t.backbone.map(first))
-            t['setting'] = t.setting.where(~other, 'dense ' + t.weights.astype(str))
-        self.missing = missing_trials(self.table, self.expected.drop(columns=['weights', 'method', 'bits', 'state']).to_dict('records'))
+        # what a plan names first for a backbone goes without saying: weights - of its dense model, where it has one - and images;
+        # settings of others are called by them
+        own = self.expected[self.expected.method != 'checkpoint'].sort_values('method', key=lambda m: m != 'dense', kind='stable')
+        for k, said in (('weights', ' '), ('images', ' on ')):
+            first = own[own[k].notna()].drop_duplicates('backbone').set_index('backbone')[k]
+            for t in (self.expected, self.table) if len(self.table) else [self.expected]:
+                other = (t.method != 'checkpoint') & t[k].notna() & (t[k] != t.backbone.map(first))
+                t['setting'] = t.setting.where(~other, t.setting + said + t[k].astype(str))
+        self.missing = missing_trials(self.table, self.expected.drop(columns=['weights', 'method', 'images', 'bits', 'state']).to_dict('records'))
 
     def images(self) -> dict: # id -> (correct, confidence)
         "What became of every test image"
@@ -128,6 +131,9 @@ class Study:
                                  f"torch {each(lambda r: r['versions'].get('torch'))}"])
             lines += [f'{t.seed.nunique()} seeds, {t.network_seed.nunique()} network(s); {images}, scored once a trial; {epochs} epochs. {machine}. '
                       f'Trials took {seconds / 60:.0f} minutes in all.']
+            fewer = {(r['trial']['target'], asked, *got) for r in self.found for asked, got in [(r['trial']['shots'], r['data']['actual_shots'])]
+                     if asked != 'full' and got[0] < asked}
+            lines += [f'**Fewer than asked:** of {asked} examples a class, {target} has {least} to {most}.' for target, asked, least, most in sorted(fewer)]
             lines += [f'**Mixed:** {w}.' for w in mixed(self.found)]
         return '\n\n'.join(lines)
 
@@ -226,7 +232,8 @@ td:first-child,.said td{text-align:left}dt{font-weight:600}
 .anchor-link{display:none}
 pre{overflow-x:auto;background:#f6f6f6;padding:.5rem;font-size:.8rem}"""
 
-ABOUT = """What each study says of each claim. Differences are of accuracy, of ECE or of shares of classes, all from 0 to 1.
+ABOUT = """What each study says of each claim. Differences are of accuracy, of ECE or of shares of classes, each from 0 to 1; in 4c and 4d of the published
+number, which has a scale of its own.
 What is judged, by which rule and on which trials is on the pages of a study."""
 WORDS = {
     'dense': 'the network before compression. A difference is always to the dense network of the same training, its twin, on the same examples '
@@ -244,8 +251,8 @@ WORDS = {
     'nm 2:4, filter, reconstruct': 'two of every four weights; whole filters; pruned, each layer then fitted by least squares '
                                    '(lamp: one ranking over all layers)',
     'ptq, lsq, vvt 4 bit': 'weights and activations on 16 levels: steps found and nothing trained; steps and weights trained; the same for vision transformers',
-    'ECE': 'expected calibration error: confidence less accuracy in 15 bins of equal width, over all test images at once; legacy or published: '
-           'the number of the published code, another quantity',
+    'ECE': 'expected calibration error: how far apart confidence and accuracy are, either way, in 15 bins of equal width, weighted by images, over all '
+           'test images at once; legacy or published: the number of the published code, another quantity',
     'worse, better, close': 'by more than the margin of a claim; within it. Undecided: the data cannot tell',
     'hole': 'a pair of network and seed for which a trial of a row is missing',
 }

@@ -95,7 +95,7 @@ def holm(p) -> np.ndarray: # adjusted p-values, same order
 def _beyond(c, edge:float, side:str): # c: mean, se, df of one difference or of many; side: 'cdf' below the edge, 'sf' above it
     "One-sided p-value of a mean on that side of `edge`; 1 where there is no standard error to test it by"
     mean, se, df = (np.asarray(c[k], float) for k in ('mean', 'se', 'df'))
-    known = np.isfinite(se) & (se > 0) & (df > 0)
+    known = np.isfinite(se) & (se > 1e-9) & (df > 0) # equal differences have none, but for rounding
     return np.where(known, getattr(stats.t, side)((mean - edge) / np.where(known, se, 1), np.where(known, df, 1)), 1.)
 
 def no_difference(c:dict) -> float: # c: of `crossed_interval`

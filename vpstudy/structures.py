@@ -156,7 +156,7 @@ class QuantDeiT(nn.Module):
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
         return self.head(self.quant(self.norm(self.blocks(x))[:, 0]))
 
-architectures['deit_quant'] = Architecture(QuantDeiT, 'deit_tiny')
+architectures['deit_quant'] = Architecture(QuantDeiT, 'deit_tiny', levels=True)
 
 class VVT:
     "VVT's quantized DeiT: q, k and v apart, a width and a step beside each quantizer"

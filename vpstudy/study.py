@@ -8,16 +8,17 @@ __all__ = ['AXES', 'TOGETHER', 'grid', 'resolve', 'check_options', 'missing', 'c
 
 # %% ../nbs/32_study.ipynb #09818524
 import errno, inspect, itertools
+from dataclasses import asdict
 from functools import lru_cache, partial
 import torch
 from filelock import FileLock
 from .core import BadInput, Setting, as_list, check_shots, data_path, progress, resolve_device, set_threads, sweep
 from .processes import in_processes
 from .backbones import backbones
-from .compress import METHOD_PARAMS, compressed, dense_lock, make_setting
+from .compress import METHOD_PARAMS, compressed, dense_lock, make_setting, model_of
 from .frozen import Frozen
 from .records import is_done, readable, records_path, write_failure, write_record, failure_path
-from .tables import network_here, of_networks, read_tables
+from .tables import network_here, of_networks, origin, read_tables
 from .datasets import get_target
 from .transfer import make_trial, modes as mode_registry, grouped, run_trials
 
@@ -48,7 +49,6 @@ def resolve(
     "A checked setting and its checked trials"
     own = {k: options.pop(k) for k in METHOD_PARAMS if k in options}
     setting = make_setting(backbone, method, weights, network_seed, images, **own)
-    model = backbones[setting.backbone]
     if setting.bits is not None: # levels would not survive bf16
         if options.get('precision', 'auto') not in ('auto', 'fp32'):
             raise BadInput(f"precision={options['precision']!r} is not allowed: {setting.label} is quantized and runs in fp32; leave it out")
@@ -63,7 +63,7 @@ def resolve(
                             ('epochs', 100, 'learns'), ('votes', 'training', 'updates'), ('mapping_interval', 1, 'updates')):
         if options.get(k, default) != default and not any(getattr(m, has) for m in chosen):
             raise BadInput(f"{k}={options[k]!r} is not allowed: none of the modes {', '.join(as_list(modes))} has it; leave it out")
-    make = partial(make_trial, device=resolve_device(device), model=model, **options)
+    make = partial(make_trial, device=resolve_device(device), model=model_of(setting), **options)
     return setting, [(t, make(t, mode=p['modes'], shots=p['shots'], seed=p['seeds'])) for p in points for t in [get_target(p['targets'])]]
 
 def check_options(options:dict):
@@ -81,7 +81,11 @@ def missing(
     return [(target, t) for target, t in trials if t.id(setting) not in packed and not is_done(setting, t, records)]
 
 def check_same_weights(setting:Setting, upstream:dict, records=None):
-    "`BadInput` if results of this setting were made with other weights than these"
+    "`BadInput` if results of this setting were made with other weights than these, or results beside them with another training of its dense network"
+    here, own = network_here(setting, records), origin(dict(setting=asdict(setting), upstream=upstream))
+    if None not in (here, own) and here != own:
+        raise BadInput(f'{records_path(records)} has results of another training of {setting.backbone}, network {setting.network_seed} ({here[:10]}, now '
+                       f'{own[:10]}): pairs would compare two networks; bring the old checkpoint back, or keep the new results apart with -p records DIR')
     folder = records_path(records)/setting.id
     def known(): # whole records of one setting agree: each was checked before it was written
         for path in sorted(folder.glob('*.json')):
@@ -181,7 +185,7 @@ def run_setting(
     workers = workers or (cores if small else 1)
     _frozen.cache_clear()
     try:
-        if small: set_threads(1) # also where it has to be trained first: more threads sum in another order, and it would be another network
+        if small: set_threads(1)
         upstream = _upstream(setting, records)
         check_same_weights(setting, upstream, records)
         before, todo = len(todo), missing(setting, trials, records, upstream.get('parent_sha256'))
