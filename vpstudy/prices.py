@@ -72,10 +72,10 @@ def cost_picture(
         shown = table[table['mode'].isin(modes)]
         pale = not all(d.whole.all() for d in drawn.values())
         names = ', '.join(s.replace(' ', '\N{NO-BREAK SPACE}') for s in kept.index if s in set(shown.setting))
-        names = fill(f'bits kept: density x nominal bits / 32; from left, side by side where as much is kept: {names}', 150)
-        fig.text(0, 0, f'{footnote(shown)}; {what_bars_are(drawn)}, none where there is one trial'
-                 + '; hollow: quantized' * bool(quantized) + '; pale: fewer networks or seeds, bars may leave the picture' * pale + f'\n{names}',
-                 fontsize=7, color='.4', va='top')
+        says = (f'{footnote(shown)}; {what_bars_are(drawn)}, none where there is one trial' + '; hollow: quantized' * bool(quantized)
+                + '; pale: fewer networks or seeds, bars may leave the picture' * pale)
+        says = says, f'bits kept: density x nominal bits / 32; from left, side by side where as much is kept: {names}'
+        fig.text(0, 0, '\n'.join(fill(s, max(75, int(15 * fig.get_figwidth()))) for s in says), fontsize=7, color='.4', va='top')
         fig.tight_layout()
     return fig
 

@@ -14,7 +14,6 @@ from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd
-from matplotlib.transforms import ScaledTranslation
 from .core import BadInput, Setting, root, write_atomic
 from .backbones import backbones
 from .compress import recipe_id
@@ -160,8 +159,8 @@ class Study:
         import matplotlib.pyplot as plt
         if isinstance(fig, str): display(Markdown(fig)); return
         if missing:
-            # below its own footnote
-            fig.text(0, 0, missing, fontsize=7, color='.4', va='top', transform=fig.transFigure + ScaledTranslation(0, -.4, fig.dpi_scale_trans))
+            box = fig.get_tightbbox() # inches; below all, its own footnote too
+            fig.text(box.x0, box.y0 - .05, missing, fontsize=7, color='.4', va='top', transform=fig.dpi_scale_trans)
         if self.figures: save_figure(fig, name, self.figures)
         display(fig); plt.close(fig)
 
