@@ -1,5 +1,5 @@
 # `make study` and `make test` do all their own set-up, and are quick when it is there.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STUDY ?= nbs/studies/embedded.yaml
@@ -41,7 +41,7 @@ check-readme: setup
 setup: $(VENV)/.ready  ## a virtual environment with the exact versions of constraints.txt
 
 $(VENV)/.ready: settings.ini setup.py constraints.txt
-	@test -n "$(PYTHON)" || { echo "vpstudy needs Python 3.11 or newer; none was found (say where: make PYTHON=/path/to/python3)"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "vpstudy needs Python 3.11, 3.12 or 3.13; none was found (say where: make PYTHON=/path/to/python3)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'

@@ -283,8 +283,7 @@ class Parameters:
 
     def __call__(self) -> dict:
         "Name -> value of every annotated parameter; `BadInput` for an unknown name or a wrong type"
-        late = self.ns.get('__annotate__') # from Python 3.14 on: evaluated when asked for
-        hints = typing.get_type_hints(type('_', (), {'__annotations__': self.ns.get('__annotations__') or (late(1) if late else {})}))
+        hints = typing.get_type_hints(type('_', (), {'__annotations__': dict(self.ns.get('__annotations__', {}))}))
         own = re.compile(r'_+|_i+|_i?\d+|_[iod]h|__\w+__|In|Out') # what IPython itself keeps up to date
         new = [k for k, v in self.ns.items() if not own.fullmatch(k) and k not in hints and self.before.get(k, hints) is not v and self.ns[k] is not self]
         if new: raise BadInput(f'parameter {new[0]!r} (= {self.ns[new[0]]!r}) is unknown; allowed are: {", ".join(hints)}')

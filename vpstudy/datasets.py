@@ -124,7 +124,7 @@ def get_target(name:str) -> Target:
     "A target by name or path"
     pack = name if name.endswith('.parquet') else packs_here().get(name)
     if pack is None and name not in targets:
-        raise BadInput(f'target {name!r} is unknown; choose one of: {", ".join({**targets, **packs_here()})}, or give the path of a pack (*.parquet)')
+        raise BadInput(f'target {name!r} is unknown; choose one of: {", ".join({**targets, **packs_here()})}, or give the path of a pack (*.parquet), or put one of that name where VPSTUDY_PACKS points')
     return _target(name, pack and get_pack(str(pack)))
 
 # %% ../nbs/20a_datasets.ipynb #b26304f5

@@ -7,6 +7,7 @@ __all__ = ['start_worker', 'in_processes']
 
 # %% ../nbs/03_processes.ipynb #92156279
 import os, threading, time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -22,21 +23,21 @@ def start_worker(parent):
     threading.Thread(target=watch, daemon=True).start()
 
 def in_processes(f, calls:list, workers:int): # f: a module's function; calls: tuples of arguments
-    "Yields (call, result) as they end; of a call whose process was killed twice, the result is a sentence"
-    alone = False
-    while calls:
+    "Yields (call, result) as they end; of a call whose process was killed twice while it was alone, the result is a sentence"
+    left, killed = range(len(calls)), Counter() # indices of calls
+    while left:
         pool = ProcessPoolExecutor(workers, get_context('spawn'), start_worker, (os.getpid(),))
         lost, futures = set(), {}
         try:
-            for i, c in enumerate(calls):
-                try: futures[pool.submit(f, *c)] = i
+            for i in left:
+                try: futures[pool.submit(f, *calls[i])] = i
                 except BrokenProcessPool: lost.add(i)
             for done in as_completed(futures):
                 try: yield calls[futures[done]], done.result()
                 except BrokenProcessPool: lost.add(futures[done])
         finally: pool.shutdown(wait=False, cancel_futures=True)
-        calls = [calls[i] for i in sorted(lost)]
-        if calls and alone: # the first in the queue was running
-            yield calls[0], 'its process was killed, and killed again alone; was it out of memory?'
-            calls = calls[1:]
-        workers, alone = 1, True
+        left = sorted(lost)
+        if left and workers == 1: # the first in the queue was running
+            killed[left[0]] += 1
+            if killed[left[0]] > 1: yield calls[left.pop(0)], 'its process was killed, and killed again alone; was it out of memory?'
+        workers = 1
