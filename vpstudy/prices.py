@@ -30,6 +30,18 @@ def _beside(kept:pd.Series) -> pd.Series: # setting -> bits kept
 
 def _there(modes, table): return [m for m in modes if m in set(table['mode'])] or mode_order(table['mode']) # never an empty picture
 
+def _cost_panel(ax, d:pd.DataFrame, modes:list, kept:pd.Series, quantized:set): # d: of `differences`, one budget; whole: as many pairs as any
+    "Differences of one metric and budget where `kept` says"
+    ax.axhline(0, color='k', lw=1)
+    for k, mode in enumerate(modes):
+        color, marker = COLOURS[1 + k], 'os^v'[k % 4]
+        ax.plot([], [], marker, color=color, label=mode, ms=4)
+        for (hollow, whole), e in d[d['mode'] == mode].groupby([d.setting.isin(quantized), 'whole']):
+            x = kept[e.setting].values * 1.06**(k - (len(modes) - 1) / 2)
+            bars = np.nan_to_num([e.difference - e.low, e.high - e.difference], posinf=0)
+            ax.errorbar(x, e.difference, bars, fmt=marker, color=color, mfc='w' if hollow else None, ms=4, lw=1, capsize=2 * whole,
+                        alpha=1 if whole else .3, zorder=2 + whole)
+
 METRICS = dict(accuracy='accuracy', ece='ECE')
 
 def cost_picture(
@@ -41,8 +53,7 @@ def cost_picture(
     """Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow, what has fewer trials pale;
     a sentence where there is none"""
     modes, shots = _there(modes, table), shot_order(table.shots)
-    if paired(table[table['mode'].isin(modes)]).empty: return UNPAIRED
-    colours, quantized = dict(zip(modes, COLOURS[1:])), set(table.setting[table.bits.notna()])
+    quantized = set(table.setting[table.bits.notna()])
     drawn = {name: differences(table[table[m].notna() & table['mode'].isin(modes)], m, images) for m, name in metrics.items()}
     drawn = {name: d for name, d in drawn.items() if len(d)} # at the largest budget no image is left to fit a temperature on
     if not drawn: return UNPAIRED
@@ -53,15 +64,7 @@ def cost_picture(
         for n, ax in zip(shots, axs[0]): ax.set_title(f'{n} example{"s" * (n != 1)} a class')
         for (name, d), row in zip(drawn.items(), axs):
             d['whole'] = d.n == d.groupby(['mode', 'shots']).n.transform('max')
-            for n, ax in zip(shots, row):
-                ax.axhline(0, color='k', lw=1)
-                for k, mode in enumerate(modes):
-                    ax.plot([], [], 'os^v'[k % 4], color=colours[mode], label=mode, ms=4)
-                    for (hollow, whole), e in d[(d['mode'] == mode) & (d.shots == n)].groupby([d.setting.isin(quantized), 'whole']):
-                        x = kept[e.setting].values * 1.06**(k - (len(modes) - 1) / 2)
-                        bars = np.nan_to_num([e.difference - e.low, e.high - e.difference], posinf=0)
-                        ax.errorbar(x, e.difference, bars, fmt='os^v'[k % 4], color=colours[mode], mfc='w' if hollow else None, ms=4, lw=1,
-                                    capsize=2 * whole, alpha=1 if whole else .3, zorder=2 + whole)
+            for n, ax in zip(shots, row): _cost_panel(ax, d[d.shots == n], modes, kept, quantized)
             ends = pd.concat([d.difference, d[['low', 'high']][d.whole & np.isfinite(d.low)].stack()]) # what has few trials does not set the scale
             room = .05 * np.ptp(ends) + 1e-3
             row[0].set_ylim(ends.min() - room, ends.max() + room)

@@ -77,7 +77,7 @@ def missing(
     network:str|None=None, # sha256 of the dense network here; default: as the records say
 ) -> list:
     "The (target, trial) pairs that have neither a whole record nor a row in a packed table, of the same dense network"
-    packed, _ = of_networks(read_tables(records)[0], {network_of(dict(setting=asdict(setting))): network or network_here(setting, records)})
+    packed, _ = of_networks(read_tables(records)[0], {network_of(asdict(setting)): network or network_here(setting, records)})
     return [(target, t) for target, t in trials if t.id(setting) not in packed and not is_done(setting, t, records)]
 
 def check_same_weights(setting:Setting, upstream:dict, records=None):
@@ -90,7 +90,7 @@ def check_same_weights(setting:Setting, upstream:dict, records=None):
     def known(): # whole records of one setting agree: each was checked before it was written
         for path in sorted(folder.glob('*.json')):
             if r := readable(path): yield path, r # damaged: its trial runs again
-        same, _ = of_networks(read_tables(records)[0], {network_of(dict(setting=asdict(setting))): upstream.get('parent_sha256')})
+        same, _ = of_networks(read_tables(records)[0], {network_of(asdict(setting)): upstream.get('parent_sha256')})
         for r in same.values():
             if r['setting_id'] == setting.id: yield f'a table in {records_path(records).parent/"results"}', r
     where, other = next(known(), (None, None))

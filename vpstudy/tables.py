@@ -107,9 +107,9 @@ def _read_tables(stamps):
     return {id: held[0][1] for id, held in found.items() if id not in twice}, bad
 
 # %% ../nbs/30a_tables.ipynb #a72d4e38
-def network_of(record:dict) -> tuple: # backbone, weights, weights_id, network_seed
-    "What is said of the dense network that a trial's network came from, before it is there"
-    return tuple(record['setting'][k] for k in ('backbone', 'weights', 'weights_id', 'network_seed'))
+def network_of(setting:dict) -> tuple: # setting: of a record; backbone, weights, weights_id, network_seed
+    "What is said of the dense network that a setting's network came from, before it is there"
+    return tuple(setting[k] for k in ('backbone', 'weights', 'weights_id', 'network_seed'))
 
 def origin(record:dict) -> str|None:
     "sha256 of that dense network's weights; None where the record does not say it"
@@ -118,21 +118,22 @@ def origin(record:dict) -> str|None:
 
 def networks_of(records:list) -> dict: # `network_of` -> `origin`
     "Which training of each network these records are of"
-    return {network_of(r): sha for r in records if (sha := origin(r))}
+    return {network_of(r['setting']): sha for r in records if (sha := origin(r))}
 
 def of_networks(packed:dict, here:dict) -> tuple: # packed: id -> record; here: `network_of` -> `origin`; (packed, reasons)
     "Packed records without those of another training of a network that is here: pairs with it would compare two networks"
-    other = {i for i, r in packed.items() if (sha := here.get(network_of(r))) and origin(r) not in (None, sha)}
-    n_of = Counter(network_of(packed[i]) for i in other)
+    other = {i for i, r in packed.items() if (sha := here.get(network_of(r['setting']))) and origin(r) not in (None, sha)}
+    n_of = Counter(network_of(packed[i]['setting']) for i in other)
     return ({i: r for i, r in packed.items() if i not in other},
             [f'{k} packed trials of {b}, network {s}: from another training of it than the one here; they do not count' for (b, *_, s), k in n_of.items()])
 
 def network_here(setting:Setting, where=None) -> str|None:
     "sha256 of the dense network that the records in the directory have, of the network of `setting`"
+    own = network_of(asdict(setting))
     for folder in sorted(records_path(where).glob(f'{setting.backbone}-*-n{setting.network_seed}-*')):
         for path in sorted(folder.glob('*.json')):
             if (r := readable(path)) is None: continue
-            if network_of(r) == network_of(dict(setting=asdict(setting))) and (sha := origin(r)): return sha
+            if network_of(r['setting']) == own and (sha := origin(r)): return sha
             break
 
 def read_all(where=None) -> tuple: # (list of records, list of reasons)
