@@ -56,6 +56,14 @@ def notebooks():
     for n in sorted(names): check(f'nbs/{n}', n in done and n not in failed, r.stderr if n in failed else 'did not run')
     check(f'nbdev_test ran {len(done)} of {len(names)} notebooks, rc {r.returncode}', done == names and r.returncode == 0, r.stderr)
 
+def ids():
+    "Ids are a contract (.ci/ids.py)"
+    sys.path.insert(0, str(TOP/'.ci'))
+    from ids import STUDIES, differing
+    for study in STUDIES:
+        new, lost, n, absent = differing(study)
+        check(f'ids of {study}: {n} as in .ci/ids' + f', {len(absent)} reasons why others are not known here' * bool(absent), n and not new and not lost, (new[:3], lost[:3]))
+
 def records(where): return {p.stem: json.loads(p.read_text()) for p in Path(where).glob('*/*.json')}
 
 def papermill(*args, cwd=TOP/'nbs', notebook='run.ipynb'):
@@ -202,7 +210,7 @@ def run_part(f):
     print(*part.lines, f'       ({f.__name__}: {time.time() - start:.0f} s)', sep='\n', flush=True)
 
 run_part(clean_and_exported) # alone: it may change files that others read
-with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, kill_and_resume, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
+with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, ids, kill_and_resume, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
 TMP.cleanup()
 print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
 sys.exit(not all(results))
