@@ -155,16 +155,48 @@ def on_two_workers():
     said = json.loads(r.stdout or '{}')
     check('vpstudy_study check: 3 compared, 0 differ', (r.returncode, said.get('compared'), said.get('differing')) == (0, 3, 0), r.stdout + r.stderr)
     r = run('vpstudy_study', 'pack', f'{TMP.name}/elsewhere/results/smoke.parquet', '--records', str(where))
-    p = run('vpstudy_study', 'plan', str(plain), '--records', f'{TMP.name}/elsewhere/records', '--json')
+    p = run('vpstudy_study', 'plan', str(plain), '--records', f'{TMP.name}/elsewhere/records', '--reuse', '--json')
     said = json.loads(p.stdout or '{}')
-    check('packed, all trials count as done elsewhere', r.returncode == 0 and (said.get('trials'), said.get('done'), said.get('hours')) == (16, 16, 0), r.stderr + p.stderr)
+    check('packed and reused, all trials count as done elsewhere', r.returncode == 0 and (said.get('trials'), said.get('done'), said.get('hours')) == (16, 16, 0), r.stderr + p.stderr)
     pages = ['report_claims', 'report_sparsity', 'report_tickets', 'report_quantization', 'report_calibration', 'report_mapping']
     plain.write_text(f'report: [{", ".join(f"{n}.ipynb" for n in pages)}]\n' + plain.read_text())
     site = Path(TMP.name)/'site'/'report'/plain.stem
-    r = run('vpstudy_study', 'report', str(plain), '--records', f'{TMP.name}/elsewhere/records', '--figures', str(site.parent.parent))
+    r = run('vpstudy_study', 'report', str(plain), '--reuse', '--records', f'{TMP.name}/elsewhere/records', '--figures', str(site.parent.parent))
     check('and become a site of six pages and an index, behind one for all studies', r.returncode == 0 and {p.name for p in site.glob('*.html')} == {'index.html', *(f'{n}.html' for n in pages)} and f'{plain.stem}/index.html' in (site.parent/'index.html').read_text(), r.stderr)
     asked = [u for p in site.glob('*.html') for u in re.findall(r'(?:src|href)="([^"]*)"', p.read_text()) if not u.startswith(('data:', '#')) and not (site/u).exists()]
     check('that asks no server and has no dead link', not asked, asked[:5])
+
+COUNT = """
+import json, sys
+from pathlib import Path
+from vpstudy.commands import study_plan, study_status
+from vpstudy.report import Study
+for file in sorted(Path('nbs/studies').resolve().glob('*.yaml')):
+    for reuse in (None, True) if "imagenet" not in file.stem and file.stem != "published" else [None]:
+        s = Study(str(file), reuse=reuse)
+        said = [{k: d[k] for k in ('trials', 'done', 'missing')} for d in (study_plan(file, reuse=reuse), study_status(file, reuse=reuse))]
+        print(json.dumps([file.stem, reuse, *said, dict(trials=len(s.expected), done=len(s.found), missing=len(s.missing))]))"""
+
+def counts():
+    "plan, status and report count alike, for every study file, here and where there are other images of the same names; so does a run that reuses"
+    from PIL import Image
+    import io
+    from vpstudy.packs import write_pack
+    def picture(k): return (Image.new('RGB', (8, 8), (k, 90, 200)).save(b := io.BytesIO(), 'PNG'), b.getvalue())[1]
+    images = [dict(image=picture(k), label=k % 12, split='train' if k < 132 else 'test', path=f'{k}.png') for k in range(144)]
+    for n in ('cifar10', 'dtd10_partial', 'gtsrb', 'flowers102', 'caltech101', 'tiny_imagenet'): write_pack(Path(TMP.name)/f'packs/{n}.parquet', images, [f'class {c}' for c in range(12)])
+    for place, packs in (('nothing but the clone', ''), ('other packs of the same names', f'{TMP.name}/packs')):
+        r = run(sys.executable, '-c', COUNT, VPSTUDY_DATA='', VPSTUDY_PACKS=packs, VPSTUDY_WEIGHTS='')
+        rows = [json.loads(line) for line in r.stdout.splitlines()]
+        check(f'{place}: plan, status and report count alike, {len(rows)} times', r.returncode == 0 and len(rows) == 9 and all(a == b == c for _, _, a, b, c in rows), r.stdout + r.stderr)
+        have = {(n, reuse): a['done'] for n, reuse, a, *_ in rows}
+        check('  tables are taken where the study file or the command says so', (have.get(('embedded', None)), have.get(('embedded', True)), have.get(('embedded_full', None)), have.get(('modes', None)), have.get(('modes', True))) == (0, 108, 4386, 0, 234), have)
+        if not packs: check('  what cannot be resolved here is counted from its records: 540 of imagenet_small', have.get(('imagenet_small', None)) == 540, have)
+    study = Path(TMP.name)/'embedded.yaml'
+    study.write_text((TOP/'nbs/studies/embedded.yaml').read_text().replace('report: report_study.ipynb\n', ''))
+    r = run('vpstudy_study', 'run', str(study), '--reuse', '--json', VPSTUDY_DATA='')
+    said = json.loads(r.stdout or '{}')
+    check('a run that reuses has nothing to run, and says from which table', (said.get('done'), said.get('missing'), said.get('tables')) == (108, 0, [dict(table='embedded_full.parquet', trials=108)]), r.stdout + r.stderr)
 
 def faults():
     "The quick ones of .ci/faults.py"
@@ -210,7 +242,7 @@ def run_part(f):
     print(*part.lines, f'       ({f.__name__}: {time.time() - start:.0f} s)', sep='\n', flush=True)
 
 run_part(clean_and_exported) # alone: it may change files that others read
-with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, ids, kill_and_resume, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
+with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, ids, counts, kill_and_resume, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
 TMP.cleanup()
 print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
 sys.exit(not all(results))

@@ -11,7 +11,8 @@ import contextlib, os, threading, uuid
 from pathlib import Path
 from .core import BadInput, own_cores, root, sha256
 from .costs import Rates, jobs
-from .plan import plan_study, read_study
+from .counts import count, takes_tables
+from .plan import read_study
 from .records import record_path, records_path, write_failure
 from .study import missing
 from .tables import read_all
@@ -130,14 +131,22 @@ def watching(paths:list, done:int=0): # done: trials that need no path
             bar.update(count() - bar.n)
 
 # %% ../nbs/32d_cluster.ipynb #c7e62f19
-def left_of(plan:list, records=None) -> dict: # id -> where the record will be
+def left_of(plan:list, records=None, reuse:bool=False) -> dict: # reuse: leave out what packed tables hold; id -> where the record will be
     "The trials of a plan that are not done; one whose logits are damaged counts, which reading all does not look at"
-    return {t.id(p.setting): record_path(p.setting, t, records) for p in plan if p.setting for _, t in missing(p.setting, p.trials, records)}
+    return {t.id(p.setting): record_path(p.setting, t, records) for p in plan if p.setting
+            for _, t in missing(p.setting, p.trials, records, reuse=reuse)}
 
-def tasks_of(plan:list, left, records=None, split:bool=False) -> list: # left: ids; (parameters, where the executed notebook goes), long ones first
+def tasks_of(
+    plan:list,
+    left, # ids
+    records=None,
+    split:bool=False, # one job a setting and target
+    reuse:bool=False, # leave out what packed tables hold
+) -> list: # (parameters, where the executed notebook goes), long ones first
     "The jobs of a plan that have something left to do"
     plan = [p for p in plan if p.setting]
-    rates, where = Rates(read_all(records)[0]), {} if records is None else dict(records=str(records_path(records)))
+    rates, where = Rates(read_all(records)[0]), dict(reuse=True) if reuse else {}
+    if records is not None: where['records'] = str(records_path(records))
     todo = [j for j in jobs(plan, {i for p in plan for i in p.ids} - {*left}, split) if j['points']]
     todo.sort(key=lambda j: -sum(rates.seconds(pt, j['params'])[0] for pt in j['points']))
     # two entries of a study may have one setting
@@ -150,12 +159,13 @@ def run_study(
     cluster:str|None=None, # None: one job after the other; 'local', 'file' or a scheduler's address
     workers:int|None=None, # of a local cluster or batch system, at most
     split:bool=False, # one job a setting and target
+    reuse:bool|None=None, # take what packed tables hold; default: as the study file says
 ) -> dict: # setting or label -> why it stopped
     "Run what a study has not done; a setting that fails does not stop the others"
     if workers is not None and workers < 1: raise BadInput(f'workers={workers!r} is not allowed; give a number of workers, 1 or more')
-    plan = plan_study(file, fetch=True)
-    failed = {p.label: p.unresolved for p in plan if p.unresolved}
-    tasks = tasks_of(plan, left := left_of(plan, records), records, split)
+    plan, reuse = count(file, records, reuse, fetch=True).plan, takes_tables(file, reuse)
+    failed = {p.label: p.unresolved for p in plan if p.unresolved and None in p.ids} # of others every trial has a record
+    tasks = tasks_of(plan, left := left_of(plan, records, reuse), records, split, reuse)
     with contextlib.ExitStack() as stack:
         stack.enter_context(watching([*left.values()], sum(len(p.trials) for p in plan) - len(left)))
         if cluster and tasks:

@@ -12,6 +12,7 @@ import pandas as pd
 from .core import BadInput, as_list, own_cores, rng, root, write_atomic
 from .cluster import job_script, run_here, run_study
 from .costs import Rates, cost_table, cost_tables, scaling
+from .counts import count, takes_tables
 from .plan import plan_study, read_study
 from .records import mixed, read_failures, read_record, records_path
 from .processes import in_processes
@@ -21,34 +22,37 @@ from .tables import pack, read_all, unpack
 import torch
 
 # %% ../nbs/32e_commands.ipynb #e80d6b39
-def study_plan(file, records=None, split:bool=False, tflops:float|None=None) -> dict: # settings, trials, done, hours, ...
-    "How much a study is: trials, hours of one worker for what is left, and on 1, 8, 64 workers"
-    plan, (found, bad) = plan_study(file), read_all(records)
-    tables = cost_tables(plan, Rates(found, tflops), {r['id'] for r in found})
-    table, more = tables['target' if split else 'setting'], scaling(tables)
-    return dict(settings=len(plan), trials=int(table.trials.sum()), done=int(table.done.sum()), hours=float(table.hours.sum()),
-                excluded=sum(p.excluded for p in plan), unresolved=[dict(setting=p.label, reason=p.unresolved) for p in plan if p.unresolved],
-                jobs=table.to_dict('records'), workers=more.to_dict('records'), left_out=bad)
+def _sums(c, table) -> dict: # c: `Counts`; table: of `cost_table`
+    "What every command says first"
+    return dict(settings=len(c.plan), trials=len(c.rows), done=len(c.found), missing=len(c.rows) - len(c.found), hours=float(table.hours.sum()))
 
-def study_status(file, records=None) -> dict: # settings, trials, done, missing, failed, hours, ...
+def _whence(c) -> dict: # c: `Counts`
+    "Which trials came from tables, which could, and which settings are known by name only"
+    names = {of: reason for reason, labels in c.unresolved.items() for of in labels}
+    names |= {of: 'their names fit several settings, so no record of them counts; put their files where VPSTUDY_PACKS and VPSTUDY_WEIGHTS point' for of in c.ambiguous}
+    return dict(tables=[dict(table=t, trials=n) for t, n in sorted(c.tables.items())], reusable=[dict(table=t, trials=n) for t, n in sorted(c.reusable.items())],
+                unresolved=[dict(setting=of, reason=reason) for of, reason in names.items()], left_out=c.left_out)
+
+def study_plan(file, records=None, split:bool=False, tflops:float|None=None, reuse:bool|None=None) -> dict: # settings, trials, done, hours, ...
+    "How much a study is: trials, hours of one worker for what is left, and on 1, 8, 64 workers"
+    c = count(file, records, reuse)
+    tables = cost_tables(c.plan, Rates(c.every, tflops), c.done)
+    table, more = tables['target' if split else 'setting'], scaling(tables)
+    return dict(**_sums(c, table), excluded=sum(p.excluded for p in c.plan), **_whence(c), jobs=table.to_dict('records'), workers=more.to_dict('records'))
+
+def study_status(file, records=None, reuse:bool|None=None) -> dict: # settings, trials, done, missing, failed, hours, ...
     "How far a study is: what is done and missing, what failed and why, hours left, and what is mixed that should not be"
-    plan, (found, bad) = plan_study(file), read_all(records)
-    wanted, folders = {i for p in plan for i in p.ids}, {p.setting.id for p in plan if p.setting}
-    mine = [r for r in found if r['id'] in wanted]
-    done = {r['id'] for r in mine}
-    table = cost_table(plan, Rates(found), done)
-    failed = [n for n in read_failures(records) if n['id'] in (wanted | folders) - done]
-    failed += [dict(id=p.label, reason=p.unresolved) for p in plan if p.unresolved]
-    return dict(settings=len(plan), trials=int(table.trials.sum()), done=int(table.done.sum()), missing=int((table.trials - table.done).sum()),
-                failed=failed, hours=float(table.hours.sum()), warnings=mixed(mine), left_out=bad)
+    c = count(file, records, reuse)
+    folders = {p.setting.id for p in c.plan if p.setting}
+    failed = [n for n in read_failures(records) if n['id'] in ({*c.rows.id.dropna()} | folders) - c.done]
+    return dict(**_sums(c, cost_table(c.plan, Rates(c.every), c.done)), failed=failed, **_whence(c), warnings=mixed(c.found))
 
 # %% ../nbs/32e_commands.ipynb #6fa47c18
 def progress_table(file, records=None) -> pd.DataFrame:
     "A row a setting: trials, done, failed, hours left"
-    plan, (found, _) = plan_study(file), read_all(records)
-    done, notes = {r['id'] for r in found}, {n['id'] for n in read_failures(records)}
-    table = cost_table(plan, Rates(found), done)
-    table.insert(4, 'failed', [len(notes & ({*p.ids, p.label} - done)) for p in plan])
+    c, notes = count(file, records), {n['id'] for n in read_failures(records)}
+    table = cost_table(c.plan, Rates(c.every), c.done)
+    table.insert(4, 'failed', [len(notes & ({*p.ids, p.label} - c.done)) for p in c.plan])
     return table.drop(columns='basis').round(dict(hours=2))
 
 def live(file, records=None, every:float=10): # every: seconds
@@ -87,7 +91,7 @@ def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, di
     return dict(compared=len(picked), differing=len({d['id'] for d in out}), differences=out)
 
 # %% ../nbs/32e_commands.ipynb #f49c1b85
-def make_report(file, records=None, figures=None) -> Path:
+def make_report(file, records=None, figures=None, reuse:bool|None=None) -> Path:
     """Execute the report notebooks of a study file; returns the page to open.
     One becomes a page beside the figures, several a site of the study's name under report/, whose first page lists all studies"""
     reports = read_study(file).get('report')
@@ -98,7 +102,7 @@ def make_report(file, records=None, figures=None) -> Path:
     study = Path(file).stem if len(names) > 1 else '' # of a site
     figures = Path(figures or root()/'figures').resolve()/('report' if study else '')/study
     out = lambda name: records_path(records).parent/'reports'/study/f'{name}.ipynb'
-    given = dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures))
+    given = dict(study=str(Path(file).resolve()), records=str(records_path(records)), figures=str(figures), reuse=takes_tables(file, reuse))
     calls = [(given, out(n), f'{n}.ipynb') for n in names]
     ends = in_processes(run_here, calls, own_cores()) if study else ((c, run_here(*c)) for c in calls)
     failed = {Path(n).stem: why for (*_, n), why in ends if why} # one page that cannot be drawn does not take the others with it
@@ -124,6 +128,8 @@ def _parser():
         c.add_argument('file', help='a table, *.parquet' if name in ('pack', 'unpack') else 'a study file, e.g. nbs/studies/embedded.yaml')
         c.add_argument('--records', help='records directory (default: data/records)')
         c.add_argument('--json', action='store_true', help='print the result as JSON')
+        if name in ('plan', 'run', 'status', 'report'):
+            c.add_argument('--reuse', action=argparse.BooleanOptionalAction, help='trials in packed tables count as done (default: as the study file says, else no)')
         if name in ('run', 'report'): c.add_argument('--figures', help='where a report puts its figures and its page (default: figures)')
         if name in ('run', 'plan'): c.add_argument('--split', choices=['target'], help='one job a setting and target, instead of one a setting')
         if name == 'run':
@@ -138,17 +144,25 @@ def _parser():
 
 def _run(a) -> dict:
     "The command `run`"
-    failed = run_study(a.file, a.records, a.cluster, a.workers, a.split == 'target')
+    failed = run_study(a.file, a.records, a.cluster, a.workers, a.split == 'target', a.reuse)
     for setting, reason in failed.items(): print(f'vpstudy_study: {setting}: {reason}', file=sys.stderr)
-    said = study_status(a.file, a.records)
-    return {**said, **(dict(report=str(make_report(a.file, a.records, a.figures))) if read_study(a.file).get('report') and said['done'] else {})}
+    said = study_status(a.file, a.records, a.reuse)
+    return {**said, **(dict(report=str(make_report(a.file, a.records, a.figures, a.reuse))) if read_study(a.file).get('report') and said['done'] else {})}
+
+def _report(a) -> dict:
+    "The command `report`"
+    c = count(a.file, a.records, a.reuse)
+    return dict(settings=len(c.plan), trials=len(c.rows), done=len(c.found), missing=len(c.rows) - len(c.found),
+                report=str(make_report(a.file, a.records, a.figures, a.reuse)), **_whence(c))
 
 def _shown(out:dict) -> str:
     "A result for people: plain values on a line, and a line for everything that needs to be known"
     lines = [', '.join(f'{k}: {v:.2f}' if isinstance(v, float) else f'{k}: {v}' for k, v in out.items() if not isinstance(v, list))]
     if out.get('jobs'): lines.append(pd.DataFrame(out['jobs']).to_string(index=False, float_format='{:.2f}'.format, max_colwidth=48))
     if out.get('workers'): lines.append(pd.DataFrame(out['workers']).to_string(index=False, float_format='{:.2f}'.format))
-    for key, what in (('unresolved', 'not here yet'), ('failed', 'failed'), ('warnings', 'warning'), ('left_out', 'left out'), ('differences', 'differs')):
+    lines += [f'{t["trials"]} trials come from the table {t["table"]}' for t in out.get('tables', [])]
+    lines += [f'{t["trials"]} missing trials are in the table {t["table"]}; --reuse takes them' for t in out.get('reusable', [])]
+    for key, what in (('unresolved', 'not here, known by the names in its records only'), ('failed', 'failed'), ('warnings', 'warning'), ('left_out', 'left out'), ('differences', 'differs')):
         lines += [f'{what}: ' + (' - '.join(str(v) for v in e.values()) if isinstance(e, dict) else e) for e in out.get(key, [])]
     return '\n'.join(lines)
 
@@ -157,8 +171,8 @@ def main(argv=None):
     a = _parser().parse_args(argv)
     try:
         if a.command == 'script': print(job_script(a.file)); return
-        out = dict(plan=lambda: study_plan(a.file, a.records, a.split == 'target', a.tflops), run=lambda: _run(a), status=lambda: study_status(a.file, a.records),
-                   report=lambda: dict(report=str(make_report(a.file, a.records, a.figures))), check=lambda: study_check(a.file, a.records, a.sample, a.seed),
+        out = dict(plan=lambda: study_plan(a.file, a.records, a.split == 'target', a.tflops, a.reuse), run=lambda: _run(a), status=lambda: study_status(a.file, a.records, a.reuse),
+                   report=lambda: _report(a), check=lambda: study_check(a.file, a.records, a.sample, a.seed),
                    pack=lambda: pack(a.file, a.records), unpack=lambda: unpack(a.file, a.records))[a.command]()
     except BadInput as e: sys.exit(f'vpstudy_study: {e}')
     except OSError as e: sys.exit(f'vpstudy_study: {e.strerror or e} ({e.filename}); finished trials are kept')

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np, pandas as pd, torch
 from .backbones import backbones
 from .core import BadInput, as_list
-from .plan import facts
+from .plan import elsewhere, facts
 from .transfer import default_batch, modes as mode_registry
 
 # %% ../nbs/32c_costs.ipynb #d40b7e93
@@ -89,7 +89,8 @@ class Rates:
         return gmacs(backbone) * 2e-3 / self.tflops, STEP, f'assumed {self.tflops:g} TFLOP/s'
 
     def seconds(self, point:dict, params:dict) -> tuple: # (seconds, basis)
-        "Of one point of a plan"
+        "Of one point of a plan; 0 of a target that is known by its name only, and the basis says so"
+        if elsewhere(point['targets']): return 0., f'not known: {point["targets"]} is not here'
         passes, steps = point_work(point, params)
         size = params.get('size') or facts(point['targets']).size
         a, b, basis = self.of(params.get('backbone', 'glyphs_resnet'), point['modes'], size if mode_registry[point['modes']].prompted else None)
@@ -104,7 +105,7 @@ def jobs(
     "The executions of `run.ipynb` that a plan takes, those with nothing left to do included"
     out = []
     for p in plan:
-        left = [pt for pt, id in zip(p.points, p.ids) if id not in done] if p.setting else p.points
+        left = [pt for pt, id in zip(p.points, p.ids) if id not in done]
         for names in ([[t] for t in as_list(p.params['targets'])] if split else [as_list(p.params['targets'])]):
             mine = lambda points: [pt for pt in points if pt['targets'] in names]
             if mine(p.points): out.append(dict(planned=p, params={**p.params, 'targets': names}, points=mine(left), trials=len(mine(p.points))))

@@ -24,7 +24,7 @@ from .transfer import modes as mode_registry
 from .study import AXES, check_options, grid, resolve
 
 # %% ../nbs/32a_plan.ipynb #ad70fdbe
-STUDY_KEYS = 'common', 'settings', 'exclude', 'report', 'cluster'
+STUDY_KEYS = 'common', 'settings', 'exclude', 'report', 'cluster', 'reuse'
 SETTING_AXES = 'backbone', 'weights', 'method', 'network_seed', 'images', *METHOD_PARAMS
 DEFAULTS = {k: p.default for k, p in inspect.signature(resolve).parameters.items() if k in AXES} # of run.ipynb
 
@@ -142,7 +142,8 @@ class Planned:
     excluded: int # points that were left out
     setting: Setting|None = None
     trials: list = field(default_factory=list) # (Target, Trial) pairs
-    unresolved: str|None = None # why ids are not known yet
+    unresolved: str|None = None # why ids cannot be made here yet
+    named: list|None = None # of an unresolved setting: ids by point, as `counts.by_name` knows them from records; None where it does not
 
     @property
     def label(self) -> str:
@@ -153,7 +154,9 @@ class Planned:
                                          *([Path(p['checkpoint']).name] if p.get('checkpoint') else [p.get('method', 'gmp'), p.get('weights')])) if v)
 
     @cached_property
-    def ids(self) -> list: return [t.id(self.setting) for _, t in self.trials]
+    def ids(self) -> list: # by point
+        "Ids of the trials; None where one is not known"
+        return [t.id(self.setting) for _, t in self.trials] if self.setting else self.named or [None] * len(self.points)
 
 def plan_study(
     file, # a study file
@@ -180,6 +183,6 @@ def plan_study(
             if not left: continue
             p = replace(p, params={**p.params, 'exclude': [*exclude, *again]}, points=[points[k] for k in left],
                         excluded=p.excluded + len(again), trials=[p.trials[k] for k in left])
-        seen |= {*p.ids}
+        seen |= {*p.ids} - {None}
         out.append(p)
     return out

@@ -75,12 +75,13 @@ def check_options(options:dict):
 def missing(
     setting:Setting, trials:list, records=None,
     network:str|None=None, # sha256 of the dense network here; default: as the records say
+    reuse:bool=False, # a row of a packed table, of the same dense network, is as good as a record
 ) -> list:
-    "The (target, trial) pairs that have neither a whole record nor a row in a packed table, of the same dense network"
-    packed, _ = of_networks(read_tables(records)[0], {network_of(asdict(setting)): network or network_here(setting, records)})
+    "The (target, trial) pairs that have no whole record"
+    packed, _ = of_networks(read_tables(records)[0] if reuse else {}, {network_of(asdict(setting)): network or network_here(setting, records)})
     return [(target, t) for target, t in trials if t.id(setting) not in packed and not is_done(setting, t, records)]
 
-def check_same_weights(setting:Setting, upstream:dict, records=None):
+def check_same_weights(setting:Setting, upstream:dict, records=None, reuse:bool=False): # reuse: as for `missing`
     "`BadInput` if results of this setting were made with other weights than these, or results beside them with another training of its dense network"
     here, own = network_here(setting, records), origin(dict(setting=asdict(setting), upstream=upstream))
     if None not in (here, own) and here != own:
@@ -90,7 +91,7 @@ def check_same_weights(setting:Setting, upstream:dict, records=None):
     def known(): # whole records of one setting agree: each was checked before it was written
         for path in sorted(folder.glob('*.json')):
             if r := readable(path): yield path, r # damaged: its trial runs again
-        same, _ = of_networks(read_tables(records)[0], {network_of(asdict(setting)): upstream.get('parent_sha256')})
+        same, _ = of_networks(read_tables(records)[0] if reuse else {}, {network_of(asdict(setting)): upstream.get('parent_sha256')})
         for r in same.values():
             if r['setting_id'] == setting.id: yield f'a table in {records_path(records).parent/"results"}', r
     where, other = next(known(), (None, None))
@@ -172,9 +173,10 @@ def run_setting(
     device:str='auto',
     workers:int|None=None, # processes; default: one a core for a small network on a CPU, else one
     together:int|None=None, # images of a step that small trials take side by side; default: on a GPU `TOGETHER`, on a CPU 0: each trial alone
+    reuse:bool=False, # leave out what a packed table holds
 ) -> int: # how many trials were run
     "Run the trials of `setting` that are not done, with a progress bar; `BadInput` at the end if some of them failed"
-    cores, todo, failed, n = set_threads(), missing(setting, trials, records), {}, 0
+    cores, todo, failed, n = set_threads(), missing(setting, trials, records, reuse=reuse), {}, 0
     if not todo: return 0
     folder = records_path(records)/setting.id
     try: folder.mkdir(parents=True, exist_ok=True); (folder/'.write-test').touch(); (folder/'.write-test').unlink(missing_ok=True)
@@ -187,8 +189,8 @@ def run_setting(
     try:
         if small: set_threads(1)
         upstream = _upstream(setting, records)
-        check_same_weights(setting, upstream, records)
-        before, todo = len(todo), missing(setting, trials, records, upstream.get('parent_sha256'))
+        check_same_weights(setting, upstream, records, reuse)
+        before, todo = len(todo), missing(setting, trials, records, upstream.get('parent_sha256'), reuse)
         if len(todo) > before: print(f'{setting.id}: {len(todo) - before} packed trials are of another training of its dense network; they are run anew', flush=True)
         calls = _calls(setting, trials, todo, together, records, device, upstream)
         done = in_processes(_attempt, calls, workers) if workers > 1 else ((c, _attempt(*c)) for c in calls)

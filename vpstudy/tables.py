@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack', 'table_files', 'read_table', 'read_tables', 'network_of', 'origin', 'networks_of', 'of_networks',
-           'network_here', 'read_all', 'find_record', 'unpack', 'read_images']
+           'network_here', 'with_tables', 'read_all', 'find_record', 'unpack', 'read_images']
 
 # %% ../nbs/30a_tables.ipynb #5f2a8c63
 import json
@@ -136,19 +136,23 @@ def network_here(setting:Setting, where=None) -> str|None:
             if network_of(r['setting']) == own and (sha := origin(r)): return sha
             break
 
-def read_all(where=None) -> tuple: # (list of records, list of reasons)
-    "Every whole record once, of the directory and of packed tables, and why others were left out"
-    (found, bad), (packed, more) = read_records(where), read_tables(where)
+def with_tables(found:list, bad:list, where=None) -> tuple: # of `read_records`; the same two
+    "Records of a directory, and those of the packed tables beside it"
+    packed, more = read_tables(where)
     own = {r['id']: r for r in found}
     packed, other = of_networks(packed, networks_of(found))
     differ = [f'{id}: packed with another result than its record has; the record is used' for id, r in packed.items()
               if id in own and r['metrics'] != own[id]['metrics']]
     return [r for _, r in sorted({**packed, **own}.items())], bad + more + other + differ
 
-def find_record(setting:Setting, trial:Trial, where=None) -> dict|None:
+def read_all(where=None) -> tuple: # (list of records, list of reasons)
+    "Every whole record once, of the directory and of packed tables, and why others were left out"
+    return with_tables(*read_records(where), where)
+
+def find_record(setting:Setting, trial:Trial, where=None, tables:bool=True) -> dict|None: # tables: look into packed tables, too
     "The record of a trial that is done - in the directory, its logits checked, or in a packed table - else None"
     if is_done(setting, trial, where): return read_record(record_path(setting, trial, where))
-    return read_tables(where)[0].get(trial.id(setting)) if table_files(where) else None
+    return read_tables(where)[0].get(trial.id(setting)) if tables and table_files(where) else None
 
 def unpack(table, where=None) -> dict: # restored, there (had a record already), left_out (reasons)
     "Write the records of a packed table as files again; what is there stays. They say that their logits are not here"
