@@ -48,9 +48,12 @@ def save_net(net:nn.Module, path:Path, note:dict) -> Path:
 
 def load_net(net:nn.Module, path:Path) -> dict:
     "Load a state dict strictly into `net`; returns the note"
-    from safetensors import safe_open
-    net.load_state_dict(load_file(path))
-    with safe_open(path, 'pt') as f: return json.loads(f.metadata()['note'])
+    from safetensors import SafetensorError, safe_open
+    try:
+        net.load_state_dict(load_file(path))
+        with safe_open(path, 'pt') as f: return json.loads(f.metadata()['note'])
+    except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as e: # cut short, or of another network
+        raise BadInput(f'{path}: not the network that belongs there ({str(e).splitlines()[0]}); bring it back, or delete the file to have it made again') from None
 
 def net_sha256(net:nn.Module) -> str:
     "Hash of a network's names and numbers"
@@ -219,9 +222,13 @@ class GlyphsModel:
         "Top-1 on held-out fonts"
         return dict(accuracy=top1(net, Batches(*glyphs('test', self.n_test), 500, self.normalise)), n=self.n_test)
 
+    def file(self, weights:str='trained', network_seed:int=0) -> Path:
+        "Where the dense network is kept once it is trained"
+        return data_path('checkpoints', f'{self.name}-dense-n{network_seed}-{self.weights_id(weights)[:10]}.safetensors')
+
     def load(self, weights:str='trained', network_seed:int=0) -> Backbone:
         "The dense network, from `data/checkpoints` or trained now"
-        path = data_path('checkpoints', f'{self.name}-dense-n{network_seed}-{self.weights_id(weights)[:10]}.safetensors')
+        path = self.file(weights, network_seed)
         if not path.exists():
             start, trainer = time.perf_counter(), self.trainer(self.recipe, network_seed)
             trainer.partial = path.with_suffix('.partial')

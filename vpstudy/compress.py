@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['METHOD_PARAMS', 'checkpoint_setting', 'model_of', 'recipe_id', 'blank', 'check_fits', 'make_setting', 'stored_bytes',
-           'weight_bits', 'check_density', 'dense_lock', 'compressed', 'loaded']
+           'weight_bits', 'check_density', 'network_file', 'not_made', 'dense_lock', 'compressed', 'loaded']
 
 # %% ../nbs/14_compress.ipynb #358d074c
 import copy, time
 from dataclasses import asdict, replace
 from functools import cache, lru_cache, partial
+from pathlib import Path
 import torch, torch.nn as nn
 from filelock import FileLock
 from safetensors.torch import load_file
@@ -124,6 +125,17 @@ def check_density(net:nn.Module, setting:Setting, path):
         want = sum(m.numel() if nm_mask(m, a, b) is None else m.numel() * a // b for m in masks.values())
     if got != want: raise BadInput(f'{path} keeps {got} weights where {setting.label} keeps {want} of {n}; delete the file to compress anew')
 
+def network_file(setting:Setting) -> Path:
+    "Where the network of a setting that is not dense is kept once it is made"
+    return data_path('checkpoints', f'{setting.id}.safetensors')
+
+def not_made(setting:Setting) -> list: # of paths
+    "Which files `compressed` would have to make first, by training"
+    model = backbones[setting.backbone]
+    own = [network_file(setting)] if setting.method != 'dense' else []
+    dense = [model.file(setting.weights, setting.network_seed)] if hasattr(model, 'file') and setting.method != 'checkpoint' else []
+    return [p for p in (*dense, *own) if not p.exists()]
+
 def dense_lock(setting:Setting) -> FileLock:
     "Held while the dense network of a setting is trained, so that it is trained once"
     path = data_path('checkpoints', f'{setting.backbone}-n{setting.network_seed}.lock')
@@ -143,7 +155,7 @@ def compressed(
     weights = sum(m.weight.numel() for m in prunable(backbone.net).values())
     if setting.method == 'dense': note = dict(upstream=backbone.upstream, seconds=0.)
     else:
-        path = data_path('checkpoints', f'{setting.id}.safetensors')
+        path = network_file(setting)
         if not path.exists():
             if setting.recipe_id != recipe_id(setting.method, model, setting.images and get_pack(setting.images)):
                 raise BadInput(f'{setting.label}: the images {setting.images!r}, or how it is compressed, are not those of this setting any more; make the setting anew')
@@ -179,7 +191,7 @@ def compressed(
 # %% ../nbs/14_compress.ipynb #7cb0d12d
 def loaded(setting:Setting) -> Backbone:
     "The backbone of a checkpoint's setting"
-    path, start = data_path('checkpoints', f'{setting.id}.safetensors'), time.perf_counter()
+    path, start = network_file(setting), time.perf_counter()
     if not path.exists():
         if setting.checkpoint not in _files:
             raise BadInput(f'the file of {setting.label} ({setting.checkpoint[:10]}) was not converted yet; give it again with -p checkpoint FILE')

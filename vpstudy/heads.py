@@ -10,7 +10,7 @@ import copy
 import torch, torch.nn as nn
 from .core import Trial, seed_everything, sha256
 from .frozen import Frozen
-from .prompting import Lens, swap_head, with_head
+from .prompting import Lens, network_for, swap_head, with_head
 from .semantic import sense
 from .targets import Target
 from .training import Fit, Mode, Training, adam_cosine, modes
@@ -43,16 +43,16 @@ def linear_probe(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     for _ in range(trial.epochs): training.epoch(lambda i: x[i], layer)
     @torch.no_grad()
     def score(split, index=None): return layer(cached_features(frozen, target, split, index, lens)).cpu()
-    return Fit(score, None, layer, training.trace)
+    return Fit(score, None, dict(head=layer, **(dict(prompt=lens.prompt) if lens else {})), training.trace)
 
-modes['lp'] = Mode(linear_probe, 'head')
-modes['lp_canvas'] = Mode(linear_probe, 'head', prompted=True)
+modes['lp'] = Mode(linear_probe, 'head', reads='features')
+modes['lp_canvas'] = Mode(linear_probe, 'head', prompted=True, reads='features')
 
 # %% ../nbs/24e_heads.ipynb #d8b854c4
 def prompt_and_head(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     "Learn a prompt and a linear layer, on source logits (`fullymap`) or on features"
     source = frozen.backbone.classes
-    eye = frozen if trial.mode == 'fullymap' else with_head(frozen, 'features', lambda: (nn.Identity(), []))
+    eye = network_for(frozen, modes[trial.mode].reads, target.classes)
     lens = Lens(eye, target, trial)
     x, y = lens.images('train', index), target.labels['train'][index].to(eye.device)
     seed_everything('probe', trial.target, trial.shots, trial.seed)
@@ -63,10 +63,10 @@ def prompt_and_head(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     if trial.mode == 'fullymap':
         most = layer.weight.detach().argmax(1).cpu()
         mapping = dict(source_index=most.tolist(), source_name=[source[s] for s in most], **sense(most, source, target.classes))
-    return Fit(lens.scorer(layer), mapping, nn.ModuleDict(dict(prompt=lens.prompt, head=layer)), training.trace)
+    return Fit(lens.scorer(layer), mapping, dict(prompt=lens.prompt, head=layer), training.trace)
 
 modes['fullymap'] = Mode(prompt_and_head, 'prompt and head', prompted=True)
-modes['vp_lp'] = Mode(prompt_and_head, 'prompt and head', prompted=True)
+modes['vp_lp'] = Mode(prompt_and_head, 'prompt and head', prompted=True, reads='features')
 
 # %% ../nbs/24e_heads.ipynb #5d2dbd71
 def new_head(old:nn.Module, n_classes:int) -> nn.Module:
@@ -98,6 +98,6 @@ def fine_tune(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     def score(split, index=None):
         index = torch.arange(len(target.labels[split])) if index is None else index
         return torch.cat([see(images(split, i)).cpu() for i in index.split(frozen.batch)])
-    return Fit(score, None, net, training.trace, dict(density_before=before, density=body_density(net, backbone.head)))
+    return Fit(score, None, dict(network=net), training.trace, dict(density_before=before, density=body_density(net, backbone.head)))
 
-modes['ft'] = Mode(fine_tune, 'network', optimiser=adam_cosine, lr=1e-3)
+modes['ft'] = Mode(fine_tune, 'network', optimiser=adam_cosine, lr=1e-3, reads='target')

@@ -138,7 +138,9 @@ class ImageNetModel:
     def find(self, weights:str) -> Path:
         "The file of a variant, or one that `check_weights` was given"
         if weights in self.files: return self.files[weights]
-        if weights not in self.variants: raise BadInput(f'weights={weights!r} of {self.name}: say again where that file is')
+        if weights not in self.variants:
+            if here := next((d/weights for d in weight_dirs() if (d/weights).is_file()), None): return here
+            raise BadInput(f'weights={weights!r} of {self.name}: that file is not here; put it into a directory that VPSTUDY_WEIGHTS names, or give its path')
         p = self.variants[weights]
         if p.package:
             from importlib.resources import files

@@ -124,7 +124,7 @@ def check_names(params:dict, known=()): # known: names of packs that may be else
     "`BadInput` for what is wrong whether files are here or not: names, types, ranges"
     own, entry = {k: params[k] for k in METHOD_PARAMS if params.get(k) is not None}, methods[params.get('method', 'gmp')]
     backbones[params.get('backbone', 'glyphs_resnet')]
-    check_options({k: v for k, v in params.items() if k not in (*SETTING_AXES, *AXES, 'exclude', 'device', 'together')})
+    check_options({k: v for k, v in params.items() if k not in (*SETTING_AXES, *AXES, 'exclude', 'device', 'together', 'keep_networks')})
     for k, v in own.items():
         if k not in entry.params: raise BadInput(f'{k}={v!r} is not allowed: method {params.get("method", "gmp")!r} has not got it; leave it out')
         if params.get('method') != 'checkpoint': entry.params[k][1](v)

@@ -31,7 +31,7 @@ class AddedPrompt(Prompt):
         margins = lambda edge: ((canvas - edge) // 2, canvas - edge - (canvas - edge) // 2) * 2
         self.pad = margins(pixels)
         self.program = nn.Parameter(torch.zeros(3, canvas, canvas))
-        self.register_buffer('mask', F.pad(torch.zeros(3, inner, inner), margins(inner), value=1.)) # 1 where the prompt is
+        self.register_buffer('mask', F.pad(torch.zeros(3, inner, inner), margins(inner), value=1.), persistent=False) # 1 where the prompt is
 
     def place(self, x): # [B, 3, pixels, pixels] -> [B, 3, canvas, canvas]
         "The images on an otherwise empty canvas"

@@ -36,15 +36,18 @@ def write_record(
     labels, # int64 [n]
     where=None, # records directory
     device:str='cpu', # it ran on
+    learned:bytes|None=None, # of `trained.keep`: the trial as something to use
 ) -> dict:
-    "Write the logits and then the record of a finished trial; returns the record"
+    "Write the logits, what was learned, and then the record of a finished trial; returns the record"
     path = record_path(setting, trial, where)
     content = save({'logits': logits.contiguous(), 'labels': labels.contiguous()})
     file = write_atomic(path.with_suffix('.safetensors'), content)
-    keep = {k: upstream[k] for k in ('accuracy', 'n', 'density', 'size_bytes', 'weights_sha256', 'parent_sha256') if k in upstream}
+    kept = learned and write_atomic(path.with_suffix('.trained.safetensors'), learned)
+    known = {k: upstream[k] for k in ('accuracy', 'n', 'density', 'size_bytes', 'weights_sha256', 'parent_sha256') if k in upstream}
     record = dict(schema=SCHEMA, id=trial.id(setting), setting_id=setting.id, finished=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-                  setting=asdict(setting), trial=asdict(trial), upstream=keep, **{**result, 'seconds': dict(compress=upstream['seconds'], **result['seconds'])},
-                  logits=dict(file=file.name, sha256=sha256(content)), versions=versions(), machine=dict(machine(), device=str(device), precision=trial.precision), git=git_state())
+                  setting=asdict(setting), trial=asdict(trial), upstream=known, **{**result, 'seconds': dict(compress=upstream['seconds'], **result['seconds'])},
+                  logits=dict(file=file.name, sha256=sha256(content)),
+                  trained=dict(file=kept.name, sha256=sha256(learned)) if kept else None, versions=versions(), machine=dict(machine(), device=str(device), precision=trial.precision), git=git_state())
     write_atomic(path, json.dumps(record, indent=1, allow_nan=False))
     failure_path(setting.id, record['id'], where).unlink(missing_ok=True)
     return record

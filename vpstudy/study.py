@@ -18,6 +18,7 @@ from .backbones import backbones
 from .compress import METHOD_PARAMS, compressed, dense_lock, make_setting, model_of
 from .frozen import Frozen
 from .records import is_done, readable, records_path, write_failure, write_record, failure_path
+from .trained import keep
 from .tables import network_here, network_of, of_networks, origin, read_tables
 from .datasets import get_target
 from .transfer import make_trial, modes as mode_registry, grouped, run_trials
@@ -43,7 +44,7 @@ def resolve(
     backbone='glyphs_resnet', weights=None, method='gmp', network_seed=0, images=None, # the setting, with `sparsity`, `bits`, ... in `options`
     targets='digits', modes='rlm,flm,ilm,lp', shots='1,10,50', seeds='0,1,2', # one or many: a value, a list or a comma-separated string
     exclude=None, # points of the grid that are left out
-    device='auto', together=None, # of `run_setting`
+    device='auto', together=None, keep_networks=False, # of `run_setting`
     **options, # parameters of the method and of `make_trial`
 ) -> tuple: # (Setting, list of (Target, Trial))
     "A checked setting and its checked trials"
@@ -56,6 +57,7 @@ def resolve(
     check_options(options)
     if together is not None and (type(together) is not int or together < 0):
         raise BadInput(f'together={together!r} is not allowed; give a number of images, e.g. 64, or 0 to train each trial alone')
+    if type(keep_networks) is not bool: raise BadInput(f'keep_networks={keep_networks!r} is not allowed; give true or false')
     points = grid(targets, modes, shots, seeds, exclude)
     if not points: raise BadInput(f'exclude={exclude!r} leaves no trial; exclude less')
     chosen = [mode_registry[m] for m in as_list(modes)]
@@ -107,7 +109,7 @@ def out_of_memory(e:Exception) -> bool:
     "Whether memory ran out: Python's, torch's on either device, or a memory map's"
     return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or getattr(e, 'errno', None) == errno.ENOMEM or "can't allocate memory" in str(e)
 
-def _run_group(setting, target, trials, wanted, precision, upstream, records, device):
+def _run_group(setting, target, trials, wanted, precision, upstream, records, device, networks=False):
     "Run trials side by side and write the records of those that are wanted"
     frozen = _frozen(setting, precision, device)
     if frozen.backbone.upstream['weights_sha256'] != upstream['weights_sha256']:
@@ -120,10 +122,12 @@ def _run_group(setting, target, trials, wanted, precision, upstream, records, de
             frozen.batch //= 4
         torch.cuda.empty_cache()
         print(f'{trials[0].id(setting)}: out of memory, tried again with passes of {frozen.batch} images instead of {usual}', flush=True)
-    for trial, (result, logits, labels, _) in zip(trials, results):
+    for trial, (result, logits, labels, fit) in zip(trials, results):
         if frozen.batch < usual: result['note'] = f'out of memory: passes of {frozen.batch} images instead of {usual}'
         if len(trials) > 1: result['together'] = [t.id(setting) for t in trials]
-        if trial in wanted: write_record(setting, trial, upstream, result, logits, labels, records, frozen.device)
+        if trial not in wanted: continue
+        learned = keep(setting, trial, get_target(target), frozen.backbone, fit, result['metrics'].get('temperature'), networks)
+        write_record(setting, trial, upstream, result, logits, labels, records, frozen.device, learned)
 
 def _why(e:Exception) -> str:
     "The reason for a note"
@@ -157,14 +161,14 @@ def _upstream(setting, records):
 
 TOGETHER = 256 # images of a step on a GPU
 
-def _calls(setting, trials, todo, together, records, device, upstream):
+def _calls(setting, trials, todo, together, records, device, upstream, networks=False):
     "Arguments of `_attempt` for each group with a trial to run, long ones first: all cores end together"
     # one backbone serves all: what trains no prompt runs in its fp32 half
     precision, todo = next((t.precision for _, t in trials if t.precision != 'fp32'), 'fp32'), {t for _, t in todo}
     if together is None: together = TOGETHER if resolve_device(device).type == 'cuda' else 0
     calls = [(p[0][0], [t for _, t in p], [t for _, t in p if t in todo]) for p in grouped(trials, together)]
     images = lambda target, ts, _: len(ts) * (len(target.labels['train']) if ts[0].shots == 'full' else ts[0].shots)
-    return [(setting, target.ref or target.name, ts, wanted, precision, upstream, records, device)
+    return [(setting, target.ref or target.name, ts, wanted, precision, upstream, records, device, networks)
             for target, ts, wanted in sorted(calls, key=lambda c: -images(*c)) if wanted]
 
 def run_setting(
@@ -174,6 +178,7 @@ def run_setting(
     workers:int|None=None, # processes; default: one a core for a small network on a CPU, else one
     together:int|None=None, # images of a step that small trials take side by side; default: on a GPU `TOGETHER`, on a CPU 0: each trial alone
     reuse:bool=False, # leave out what a packed table holds
+    keep_networks:bool=False, # of `ft`: keep every fine-tuned network beside its record
 ) -> int: # how many trials were run
     "Run the trials of `setting` that are not done, with a progress bar; `BadInput` at the end if some of them failed"
     cores, todo, failed, n = set_threads(), missing(setting, trials, records, reuse=reuse), {}, 0
@@ -192,7 +197,7 @@ def run_setting(
         check_same_weights(setting, upstream, records, reuse)
         before, todo = len(todo), missing(setting, trials, records, upstream.get('parent_sha256'), reuse)
         if len(todo) > before: print(f'{setting.id}: {len(todo) - before} packed trials are of another training of its dense network; they are run anew', flush=True)
-        calls = _calls(setting, trials, todo, together, records, device, upstream)
+        calls = _calls(setting, trials, todo, together, records, device, upstream, keep_networks)
         done = in_processes(_attempt, calls, workers) if workers > 1 else ((c, _attempt(*c)) for c in calls)
         for trial, why in progress(((t.id(setting), why) for (_, _, _, wanted, *_), why in done for t in wanted), 'trials', total=len(todo)):
             n += 1

@@ -160,7 +160,8 @@ def unpack(table, where=None) -> dict: # restored, there (had a record already),
     todo = [(records_path(where)/r['setting_id']/f'{r["id"]}.json', r) for r in (row['record'] for row in rows)]
     new = [(path, r) for path, r in todo if readable(path) is None]
     for path, r in new:
-        write_atomic(path, json.dumps({**r, 'logits': dict(r['logits'], file=None, packed=Path(table).name)}, indent=1, allow_nan=False), first=not path.exists())
+        left = dict(logits=dict(r['logits'], file=None, packed=Path(table).name), **(dict(trained=None) if 'trained' in r else {})) # they stayed behind
+        write_atomic(path, json.dumps({**r, **left}, indent=1, allow_nan=False), first=not path.exists())
     return dict(restored=len(new), there=len(todo) - len(new), left_out=bad)
 
 # %% ../nbs/30a_tables.ipynb #5b1893ba

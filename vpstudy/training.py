@@ -46,6 +46,7 @@ class Mode:
     updates: bool = False # has `mapping_interval` and `votes`
     one_to_one: bool = False # needs a source class for every target class
     reads_text: bool = False # needs a backbone with `texts`
+    reads: str = 'logits' # what it takes from the network: 'logits' of source classes, 'features', likeness to 'texts'; its own head ('target')
     optimiser: callable = adam_drops
     lr: float = .01 # default
     prompt: str = 'border' # default, where it has one
@@ -58,9 +59,10 @@ class Fit:
     "What came out of training: enough to score it"
     score: callable # (split, index=None: all) -> fp32 logits [n, K]
     mapping: dict|None = None # for the record, modes that map
-    trained: nn.Module|None = None # prompt, linear layer, or both
+    learned: dict|None = None # of 'prompt', 'head', 'network': a module; 'mapping': index [K] or weights [S, K]
     trace: list|None = None # training accuracy by epoch, 0 to 1
     network: dict|None = None # for the record, where the network itself was trained
+    held_out: tuple|None = None # (logits [m, K], labels [m]) of the images that a temperature was fitted on
 
 # %% ../nbs/24c_training.ipynb #2dac1b06
 class Training:

@@ -91,7 +91,8 @@ def run_trials(
         logits, labels, rest = fit.score(trial.split), target.labels[trial.split], spare(target, trial.shots, trial.seed)
         if not logits.isfinite().all():
             raise BadInput(f'lr={trial.lr!r} made the trial diverge (its logits are not finite); give a smaller one, e.g. {modes[trial.mode].lr / 10:g}')
-        temperature = fit_temperature(fit.score('train', rest), target.labels['train'][rest]) if len(rest) else None
+        if len(rest): fit.held_out = fit.score('train', rest), target.labels['train'][rest]
+        temperature = fit_temperature(*fit.held_out) if len(rest) else None
         result = dict(
             data=dict(source=target.origin, classes=target.classes, n_train=len(index), n_test=len(labels), n_temperature=len(rest),
                       actual_shots=actual_shots(target, index), splits_sha256=trial.splits_sha256, subset_sha256=sha256(index)),
