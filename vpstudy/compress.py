@@ -15,7 +15,7 @@ import torch, torch.nn as nn
 from filelock import FileLock
 from safetensors.torch import load_file
 from .core import BadInput, Setting, data_path, seed_everything, sha256, using_threads
-from .backbones import Backbone, backbones, load_net, net_sha256, save_net
+from .backbones import Backbone, backbones, load_net, net_sha256, own_file, save_net
 import vpstudy.clip, vpstudy.vit # their backbones, and those of `imagenet`
 from .checkpoints import checkpoint_backbone, open_checkpoint, save_checkpoint
 import vpstudy.structures # its dialects, and those of the convnets
@@ -171,7 +171,8 @@ def compressed(
                                          history=trainer.history, seconds=time.perf_counter() - start))
             trainer.partial.unlink(missing_ok=True)
         net = model.build()
-        if entry.form: entry.form(net, load_file(path), **{k: getattr(setting, k) for k in entry.params})
+        if entry.form:
+            with own_file(path): entry.form(net, load_file(path), **{k: getattr(setting, k) for k in entry.params})
         note = load_net(net, path)
         check_density(net, setting, path)
         if note['parent'] != backbone.upstream['weights_sha256']:

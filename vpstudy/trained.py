@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['keep', 'learned', 'find_path', 'network_of_record', 'ReadOff', 'Core', 'rebuilt', 'as_pixels', 'TrainedTrial',
-           'load_trial']
+           'load_trial', 'Exported', 'export_trial']
 
 # %% ../nbs/30b_trained.ipynb #df2dcc74
-import json
+import contextlib, copy, io, json, logging, warnings
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn as nn
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from .core import BadInput, Setting, Trial, progress, sha256
+from .core import BadInput, Setting, Trial, progress, sha256, writing
 from .backbones import Backbone
 from .compress import compressed, not_made
 from .frozen import Frozen
 from .heads import new_head
 from .mappings import read_off
+from .quantize import ActQuant
+from .quantizers import InputQuant
 from .packs import RESAMPLE, as_rgb, open_image
 from .prompting import network_for, swap_head
 from .prompts import prompts
@@ -191,3 +193,41 @@ def load_trial(
     "A finished trial as an `nn.Module`, with the logits that its record has"
     record, tensors, about = learned(find_path(record, records))
     return TrainedTrial(rebuilt(record, tensors, about, device), record, about, device)
+
+# %% ../nbs/30b_trained.ipynb #2703070e
+class Exported(nn.Module):
+    "What is exported: images -> logits and, divided by the temperature, probabilities"
+    def __init__(self, core:Core, temperature:float|None):
+        super().__init__()
+        self.core, self.temperature = copy.deepcopy(core).cpu(), temperature or 1.
+        for name, m in [*self.core.named_modules()]:
+            if isinstance(m, InputQuant): self.core.set_submodule(name, ActQuant(m.bits, bool(m.signed), m.step.item()))
+    def forward(self, images): # float [B, 3, pixels, pixels], values 0 to 1
+        logits = self.core(images)
+        return logits, (logits / self.temperature).softmax(1)
+
+@contextlib.contextmanager
+def _quiet(): # exporters talk about themselves
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore'); logging.disable(logging.WARNING)
+        try: yield
+        finally: logging.disable(logging.NOTSET)
+
+# %% ../nbs/30b_trained.ipynb #96bdc040
+def export_trial(trial:TrainedTrial, out) -> Path: # out: *.onnx or *.pt2
+    "Write a trial as one function: float images [B, 3, pixels, pixels] from 0 to 1 -> `logits` and `probabilities` [B, K]"
+    out = Path(out).expanduser()
+    if out.suffix not in ('.onnx', '.pt2'): raise BadInput(f'{str(out)!r} names no format; give a file that ends in .onnx or .pt2')
+    about = {k: trial.about[k] for k in ('record', 'classes', 'pixels', 'interpolation', 'temperature')}
+    with _quiet(), torch.no_grad():
+        example = torch.rand(2, 3, about['pixels'], about['pixels'])
+        program = torch.export.export(Exported(trial.core, trial.temperature).eval(), (example,), dynamic_shapes=dict(images={0: torch.export.Dim('batch')}))
+        if out.suffix == '.pt2':
+            with writing(out) as f: torch.export.save(program, f, extra_files={'vpstudy.json': json.dumps(about)})
+            return out
+        try: import onnxscript, onnx
+        except ImportError as e: raise BadInput(f"export to ONNX needs {e.name}: pip install 'vpstudy[onnx]'") from None
+        model = torch.onnx.export(program, (), dynamo=True, input_names=['images'], output_names=['logits', 'probabilities'], verbose=False).model_proto
+    for k, v in about.items(): model.metadata_props.add(key=f'vpstudy.{k}', value=json.dumps(v))
+    with writing(out) as f: f.write(model.SerializeToString())
+    return out
