@@ -8,10 +8,10 @@ __all__ = ['COMMANDS', 'study_plan', 'study_status', 'progress_table', 'live', '
 # %% ../nbs/32e_commands.ipynb #1d7fc602
 import argparse, contextlib, json, sys, tempfile, time
 from pathlib import Path
-import pandas as pd
+import numpy as np, pandas as pd
 from .core import BadInput, as_list, own_cores, rng, root, write_atomic
 from .cluster import job_script, run_here, run_study
-from .costs import Rates, cost_table, cost_tables, scaling
+from .costs import Rates, cost_table, cost_tables, kept_bytes, scaling
 from .counts import count, takes_tables
 from .plan import plan_study, read_study
 from .records import mixed, read_failures, read_record, records_path
@@ -34,11 +34,13 @@ def _whence(c) -> dict: # c: `Counts`
                 unresolved=[dict(setting=of, reason=reason) for of, reason in names.items()], left_out=c.left_out)
 
 def study_plan(file, records=None, split:bool=False, tflops:float|None=None, reuse:bool|None=None) -> dict: # settings, trials, done, hours, ...
-    "How much a study is: trials, hours of one worker for what is left, and on 1, 8, 64 workers"
+    """How much a study is: trials, hours of one worker for what is left, and on 1, 8, 64 workers; megabytes of what all trials learn (`learned_mb`),
+    and of fine-tuned networks (`networks_mb`), which are kept with `keep_networks: true`"""
     c = count(file, records, reuse)
     tables = cost_tables(c.plan, Rates(c.every, tflops), c.done)
     table, more = tables['target' if split else 'setting'], scaling(tables)
-    return dict(**_sums(c, table), excluded=sum(p.excluded for p in c.plan), **_whence(c), jobs=table.to_dict('records'), workers=more.to_dict('records'))
+    learned, networks = np.sum([kept_bytes(pt, p.params) for p in c.plan for pt in p.points], 0) / 1e6
+    return dict(**_sums(c, table), excluded=sum(p.excluded for p in c.plan), learned_mb=learned, networks_mb=networks, **_whence(c), jobs=table.to_dict('records'), workers=more.to_dict('records'))
 
 def study_status(file, records=None, reuse:bool|None=None) -> dict: # settings, trials, done, missing, failed, hours, ...
     "How far a study is: what is done and missing, what failed and why, hours left, and what is mixed that should not be"
