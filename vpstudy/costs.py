@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np, pandas as pd, torch
 from .backbones import backbones
 from .core import BadInput, as_list
-from .plan import facts
+from .plan import elsewhere, facts
 from .transfer import default_batch, modes as mode_registry
 
 # %% ../nbs/32c_costs.ipynb #d40b7e93
@@ -90,6 +90,7 @@ class Rates:
 
     def seconds(self, point:dict, params:dict) -> tuple: # (seconds, basis)
         "Of one point of a plan"
+        if elsewhere(point['targets']): return 0., f"unknown: {point['targets']} is not here"
         passes, steps = point_work(point, params)
         size = params.get('size') or facts(point['targets']).size
         a, b, basis = self.of(params.get('backbone', 'glyphs_resnet'), point['modes'], size if mode_registry[point['modes']].prompted else None)

@@ -68,7 +68,7 @@ def resolve(
 
 def check_options(options:dict):
     "`BadInput` for what is no parameter of a trial"
-    if unknown := set(options) - set(inspect.signature(make_trial).parameters):
+    if unknown := set(options) - {*inspect.signature(make_trial).parameters} | {*options} & {'target', 'mode', 'shots', 'seed', 'device', 'model'}: # its own words for one trial
         raise BadInput(f'parameter {min(unknown)!r} (= {options[min(unknown)]!r}) is unknown; allowed are those of run.ipynb')
 
 # %% ../nbs/32_study.ipynb #98cd9d01
