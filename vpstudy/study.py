@@ -151,7 +151,7 @@ def _upstream(setting, records):
         failure_path(setting.id, where=records).unlink(missing_ok=True)
         return upstream
     except Exception as e:
-        write_failure(setting.id, f'{type(e).__name__}: {e}', where=records)
+        write_failure(setting.id, _why(e), where=records)
         raise
 
 TOGETHER = 256 # images of a step on a GPU
