@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import BadInput, data_path, own_cores, root, sha256
 from .costs import Rates, jobs
 from .plan import plan_study, read_study
-from .records import record_path, records_path, write_failure
+from .records import readable, record_path, records_path, write_failure
 from .study import missing
 from .tables import read_all
 
@@ -195,7 +195,7 @@ def note_failure(task, reason:str, before:dict, alone:bool, records=None): # bef
     _, out, _, wanted, _ = task
     now = notes_of(task)
     new = {p for p in now if now[p] != before.get(p)}
-    silent = [p for p in wanted if not p.exists() and p.with_suffix('.failed') not in new]
+    silent = [p for p in wanted if not readable(p, logits=True) and p.with_suffix('.failed') not in new]
     if out.with_name('setting.failed') in new: return
     for id in ['setting'] if alone and silent == wanted else [p.stem for p in silent]: write_failure(out.parent.name, reason, id, records)
 
