@@ -26,7 +26,7 @@ def study_plan(file, records=None, split:bool=False, tflops:float|None=None) -> 
     plan, (found, bad) = plan_study(file), read_all(records)
     tables = cost_tables(plan, Rates(found, tflops), {r['id'] for r in found})
     table, more = tables['target' if split else 'setting'], scaling(tables)
-    return dict(settings=len(plan), trials=int(table.trials.sum()), done=int(table.done.sum()), hours=float(table.hours.sum()),
+    return dict(settings=sum(not p.rest for p in plan), trials=int(table.trials.sum()), done=int(table.done.sum()), hours=float(table.hours.sum()),
                 excluded=sum(p.excluded for p in plan), unresolved=[dict(setting=p.label, reason=p.unresolved) for p in plan if p.unresolved],
                 jobs=table.to_dict('records'), workers=more.to_dict('records'), left_out=bad)
 
@@ -39,7 +39,7 @@ def study_status(file, records=None) -> dict: # settings, trials, done, missing,
     table = cost_table(plan, Rates(found), done)
     failed = [n for n in read_failures(records) if n['id'] in (wanted | folders) - done]
     failed += [dict(id=p.label, reason=p.unresolved) for p in plan if p.unresolved]
-    return dict(settings=len(plan), trials=int(table.trials.sum()), done=int(table.done.sum()), missing=int((table.trials - table.done).sum()),
+    return dict(settings=sum(not p.rest for p in plan), trials=int(table.trials.sum()), done=int(table.done.sum()), missing=int((table.trials - table.done).sum()),
                 failed=failed, hours=float(table.hours.sum()), warnings=mixed(mine), left_out=bad)
 
 # %% ../nbs/32e_commands.ipynb #6fa47c18

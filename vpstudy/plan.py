@@ -211,6 +211,7 @@ class Planned:
     setting: Setting|None = None
     trials: list = field(default_factory=list) # (Target, Trial) pairs
     unresolved: str|None = None # why ids are not known yet
+    rest: bool = False # of a setting in two parts: the second
 
     @property
     def label(self) -> str:
@@ -258,7 +259,8 @@ def plan_study(
         check_names(params, known)
         both = [p for part in parts(params, known, fetch) if (p := planned(*part, known, fetch)).points]
         if not both: raise BadInput(f'exclude={params.get("exclude")!r} and what cannot be done leave no trial of {params}; exclude less')
-        for p in both:
+        for k, p in enumerate(both):
+            p.rest = k > 0
             if again := [pt for pt, i in zip(p.points, p.ids) if i in seen]: # of two settings that overlap the first has it
                 left = [k for k, i in enumerate(p.ids) if i not in seen]
                 if not left: continue
