@@ -1,5 +1,5 @@
 "Everything that must hold for a commit. Prints one line a check; the last line is `N passed, N failed`."
-import json, os, re, subprocess, sys, tempfile, threading, time
+import json, os, re, socket, subprocess, sys, tempfile, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -197,6 +197,42 @@ def counts():
     r = run('vpstudy_study', 'run', str(study), '--reuse', '--json', VPSTUDY_DATA='')
     said = json.loads(r.stdout or '{}')
     check('a run that reuses has nothing to run, and says from which table', (said.get('done'), said.get('missing'), said.get('tables')) == (108, 0, [dict(table='embedded_full.parquet', trials=108)]), r.stdout + r.stderr)
+def jobs_elsewhere():
+    "Jobs on a worker unlike the machine that planned them: another processor, other folders, another kernel called python3, a disk of its own"
+    top = Path(TMP.name)/'jobs-elsewhere'
+    spec, info, study, own = top/'jupyter/kernels/python3/kernel.json', top/'cpuinfo', top/'smoke.yaml', top/'own'
+    for folder in (spec.parent, own): folder.mkdir(parents=True)
+    spec.write_text(json.dumps(dict(argv=['/nowhere/python', '-m', 'ipykernel_launcher', '-f', '{connection_file}'], display_name='another', language='python')))
+    study.write_text('common: {backbone: glyphs_smoke, targets: digits, modes: [ilm, lp], shots: 1, seeds: 0, epochs: 2}\nsettings: [{method: dense}]\n')
+    text = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
+    bf16 = bool(re.search(r'\b(avx512_bf16|amx_bf16)\b', text))
+    info.write_text(re.sub(r'\b(avx512_bf16|amx_bf16)\b', '', text) if bf16 else re.sub(r'(?m)^(flags\s*:.*)$', r'\1 avx512_bf16', text))
+    mounts = f'mount --bind {info} /proc/cpuinfo && mount -t tmpfs tmpfs {own}'
+    apart = run('unshare', '-rm', 'bash', '-c', mounts).returncode == 0 # the right to mount, in a namespace of its own
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); where = f'tcp://127.0.0.1:{s.getsockname()[1]}'
+    worker = f'exec {BIN}/dask worker {where} --nthreads 1 --no-dashboard --host 127.0.0.1'
+    env = {**ENV, 'VPSTUDY_DATA': str(top/'worker'), 'JUPYTER_PATH': str(top/'jupyter')}
+    procs = [subprocess.Popen(args, cwd=top, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for args in
+             ([f'{BIN}/dask', 'scheduler', '--host', '127.0.0.1', '--port', where.split(':')[-1], '--no-dashboard'],
+              ['unshare', '-rm', 'bash', '-c', f'{mounts} && {worker}'] if apart else ['bash', '-c', worker])]
+    said = lambda r: json.loads((r.stdout.strip().splitlines() or ['{}'])[-1])
+    try:
+        command = 'vpstudy_study', 'run', str(study), '--cluster', where, '--json'
+        r = run(*command, cwd=top, VPSTUDY_DATA=str(top/'head'))
+        found = records(top/'head/records')
+        want = {'ilm': 'bf16' if bf16 else 'fp32', 'lp': 'fp32'}
+        check('a worker with another processor and other folders runs what was planned, where it was planned', r.returncode == 0 and said(r).get('missing') == 0
+              and {d['trial']['mode']: d['trial']['precision'] for d in found.values()} == want and not (top/'worker').exists(), r.stdout + r.stderr)
+        if not apart: return part.lines.append('       (a disk of its own: not tried, this user may not mount)')
+        r = run(*command, '--records', 'own/records', cwd=top, VPSTUDY_DATA=str(top/'head'))
+        [why] = [f['reason'] for f in said(r).get('failed', [])] or ['']
+        check('records on a disk that only the worker has: rc 1 and a sentence that names the directory', r.returncode == 1 and said(r)['missing'] == 2
+              and why.startswith('the job ended, but 2 of its 2 trials have no record') and why.count(f'{own}/records/glyphs_smoke-dense') == 2, r.stdout + r.stderr)
+        r = run('vpstudy_study', 'run', str(study), '--records', 'own/records', '--json', cwd=top, VPSTUDY_DATA=str(top/'head'), VPSTUDY_THREADS='none')
+        check('failed again for another reason, status says the new one', [f['reason'][:23] for f in said(r).get('failed', [])] == ["VPSTUDY_THREADS='none' "], r.stdout + r.stderr)
+    finally:
+        for p in procs: p.terminate()
+        for p in procs: p.wait()
 
 def faults():
     "The quick ones of .ci/faults.py"
@@ -242,7 +278,7 @@ def run_part(f):
     print(*part.lines, f'       ({f.__name__}: {time.time() - start:.0f} s)', sep='\n', flush=True)
 
 run_part(clean_and_exported) # alone: it may change files that others read
-with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, ids, counts, kill_and_resume, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
+with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, ids, counts, kill_and_resume, jobs_elsewhere, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
 TMP.cleanup()
 print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
 sys.exit(not all(results))

@@ -22,9 +22,9 @@ from .tables import pack, read_all, unpack
 import torch
 
 # %% ../nbs/32e_commands.ipynb #e80d6b39
-def _sums(c, table) -> dict: # c: `Counts`; table: of `cost_table`
+def _sums(c) -> dict: # c: `Counts`
     "What every command says first"
-    return dict(settings=len(c.plan), trials=len(c.rows), done=len(c.found), missing=len(c.rows) - len(c.found), hours=float(table.hours.sum()))
+    return dict(settings=sum(not p.rest for p in c.plan), trials=len(c.rows), done=len(c.found), missing=len(c.rows) - len(c.found))
 
 def _whence(c) -> dict: # c: `Counts`
     "Which trials came from tables, which could, and which settings are known by name only"
@@ -40,14 +40,14 @@ def study_plan(file, records=None, split:bool=False, tflops:float|None=None, reu
     tables = cost_tables(c.plan, Rates(c.every, tflops), c.done)
     table, more = tables['target' if split else 'setting'], scaling(tables)
     learned, networks = np.sum([kept_bytes(pt, p.params) for p in c.plan for pt in p.points], 0) / 1e6
-    return dict(**_sums(c, table), excluded=sum(p.excluded for p in c.plan), learned_mb=learned, networks_mb=networks, **_whence(c), jobs=table.to_dict('records'), workers=more.to_dict('records'))
+    return dict(**_sums(c), hours=float(table.hours.sum()), excluded=sum(p.excluded for p in c.plan), learned_mb=learned, networks_mb=networks, **_whence(c), jobs=table.to_dict('records'), workers=more.to_dict('records'))
 
 def study_status(file, records=None, reuse:bool|None=None) -> dict: # settings, trials, done, missing, failed, hours, ...
     "How far a study is: what is done and missing, what failed and why, hours left, and what is mixed that should not be"
     c = count(file, records, reuse)
     folders = {p.setting.id for p in c.plan if p.setting}
     failed = [n for n in read_failures(records) if n['id'] in ({*c.rows.id.dropna()} | folders) - c.done]
-    return dict(**_sums(c, cost_table(c.plan, Rates(c.every), c.done)), failed=failed, **_whence(c), warnings=mixed(c.found))
+    return dict(**_sums(c), hours=float(cost_table(c.plan, Rates(c.every), c.done).hours.sum()), failed=failed, **_whence(c), warnings=mixed(c.found))
 
 # %% ../nbs/32e_commands.ipynb #6fa47c18
 def progress_table(file, records=None) -> pd.DataFrame:
@@ -154,8 +154,7 @@ def _run(a) -> dict:
 def _report(a) -> dict:
     "The command `report`"
     c = count(a.file, a.records, a.reuse)
-    return dict(settings=len(c.plan), trials=len(c.rows), done=len(c.found), missing=len(c.rows) - len(c.found),
-                report=str(make_report(a.file, a.records, a.figures, a.reuse)), **_whence(c))
+    return dict(**_sums(c), report=str(make_report(a.file, a.records, a.figures, a.reuse)), **_whence(c))
 
 def _shown(out:dict) -> str:
     "A result for people: plain values on a line, and a line for everything that needs to be known"

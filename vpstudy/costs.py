@@ -89,8 +89,8 @@ class Rates:
         return gmacs(backbone) * 2e-3 / self.tflops, STEP, f'assumed {self.tflops:g} TFLOP/s'
 
     def seconds(self, point:dict, params:dict) -> tuple: # (seconds, basis)
-        "Of one point of a plan; 0 of a target that is known by its name only, and the basis says so"
-        if elsewhere(point['targets']): return 0., f'not known: {point["targets"]} is not here'
+        "Of one point of a plan"
+        if elsewhere(point['targets']): return 0., f"unknown: {point['targets']} is not here"
         passes, steps = point_work(point, params)
         size = params.get('size') or facts(point['targets']).size
         a, b, basis = self.of(params.get('backbone', 'glyphs_resnet'), point['modes'], size if mode_registry[point['modes']].prompted else None)

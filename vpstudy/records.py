@@ -59,15 +59,19 @@ def failure_path(setting_id:str, id:str='setting', where=None) -> Path:
 
 def write_failure(setting_id:str, reason:str, id:str='setting', where=None): # id: of a trial; 'setting' where none could run
     "Note why a trial or a whole setting has no record"
-    note = dict(id=setting_id if id == 'setting' else id, reason=reason, when=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    note = dict(id=setting_id if id == 'setting' else id, reason=reason, when=datetime.now(timezone.utc).isoformat(timespec='milliseconds'))
     with contextlib.suppress(OSError): write_atomic(failure_path(setting_id, id, where), json.dumps(note)) # on a full disk the reason is on the screen
 
-def read_failures(where=None) -> list: # dicts with id and reason
-    "Why trials and settings have no record, as far as it was noted"
-    notes = []
+def read_failures(where=None) -> list: # dicts with id, reason and when
+    "Why trials and settings have no record, as far as it was noted; where a whole setting and its trials have notes, the newest reason counts"
+    notes = {} # folder -> its notes, by file
     for path in sorted(records_path(where).glob('*/*.failed')):
-        with contextlib.suppress(OSError, ValueError, KeyError): notes.append({k: json.loads(path.read_text())[k] for k in ('id', 'reason')})
-    return notes
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            notes.setdefault(path.parent, {})[path.stem] = {k: json.loads(path.read_text())[k] for k in ('id', 'reason', 'when')}
+    def newest(held):
+        whole = held.pop('setting', None)
+        return [n for n in held.values() if not whole or n['when'] > whole['when']] or [whole]
+    return [n for held in notes.values() for n in newest(held)]
 
 # %% ../nbs/30_records.ipynb #7d60280a
 KEYS = 'schema id setting_id finished setting trial data upstream metrics logits reliability mapping seconds versions machine git'.split()

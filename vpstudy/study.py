@@ -70,7 +70,7 @@ def resolve(
 
 def check_options(options:dict):
     "`BadInput` for what is no parameter of a trial"
-    if unknown := set(options) - set(inspect.signature(make_trial).parameters):
+    if unknown := set(options) - {*inspect.signature(make_trial).parameters} | {*options} & {'target', 'mode', 'shots', 'seed', 'device', 'model'}: # its own words for one trial
         raise BadInput(f'parameter {min(unknown)!r} (= {options[min(unknown)]!r}) is unknown; allowed are those of run.ipynb')
 
 # %% ../nbs/32_study.ipynb #98cd9d01
@@ -156,7 +156,7 @@ def _upstream(setting, records):
         failure_path(setting.id, where=records).unlink(missing_ok=True)
         return upstream
     except Exception as e:
-        write_failure(setting.id, f'{type(e).__name__}: {e}', where=records)
+        write_failure(setting.id, _why(e), where=records)
         raise
 
 TOGETHER = 256 # images of a step on a GPU
