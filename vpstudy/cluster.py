@@ -7,9 +7,9 @@ __all__ = ['RETRIES', 'TIMEOUT', 'execute', 'KernelDied', 'run_job', 'run_here',
            'job_script', 'watching', 'left_of', 'tasks_of', 'run_study']
 
 # %% ../nbs/32d_cluster.ipynb #9ce417a5
-import contextlib, os, threading, uuid
+import contextlib, os, shlex, threading, uuid
 from pathlib import Path
-from .core import BadInput, own_cores, root, sha256
+from .core import BadInput, checkout, nbs_path, needs, own_cores, sha256
 from .costs import Rates, jobs
 from .plan import plan_study, read_study
 from .records import record_path, records_path, write_failure
@@ -18,11 +18,11 @@ from .tables import read_all
 
 # %% ../nbs/32d_cluster.ipynb #05e9a6c1
 def execute(notebook:str, out:Path, parameters:dict):
-    "Run `nbs/<notebook>` through papermill into `out`"
+    "Run `nbs/<notebook>` through papermill into `out`; the kernel stands in `nbs/` of the checkout, else where you stand"
     import papermill
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    return papermill.execute_notebook(str(root()/'nbs'/notebook), str(out), parameters=parameters, progress_bar=False, kernel_name='python3',
-                                      cwd=str(root()/'nbs'))
+    return papermill.execute_notebook(str(nbs_path(notebook)), str(out), parameters=parameters, progress_bar=False, kernel_name='python3',
+                                      cwd=str(nbs_path()) if checkout() else None)
 
 class KernelDied(RuntimeError): "The kernel of a job is gone, or never answered"
 
@@ -50,8 +50,7 @@ def run_here(*job) -> str|None: # job: what `run_job` takes
 # %% ../nbs/32d_cluster.ipynb #8d52e0f7
 def on_workers(client, tasks:list, resources:dict|None=None): # resources: what a job occupies of its worker, e.g. dict(GPU=1)
     "Yields (task, None or why it stopped) as jobs end; the first of `tasks` start first"
-    from dask.distributed import as_completed
-    from distributed.client import FutureCancelledError
+    as_completed, FutureCancelledError = needs('dask.distributed', 'cluster').as_completed, needs('distributed.client', 'cluster').FutureCancelledError
     have = [w['resources'] for w in client.scheduler_info(n_workers=-1)['workers'].values()]
     for k, n in (resources or {}).items():
         if have and not any(h.get(k, 0) >= n for h in have):
@@ -67,14 +66,13 @@ def on_workers(client, tasks:list, resources:dict|None=None): # resources: what 
 
 # %% ../nbs/32d_cluster.ipynb #4b07d9e2
 def _local(workers):
-    from dask.distributed import LocalCluster
     workers = workers or own_cores()
     share = os.environ.get('VPSTUDY_THREADS') or str(max(1, own_cores() // workers))
-    return LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share)), None
+    return needs('dask.distributed', 'cluster').LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share)), None
 
 def batch_system(spec:dict|None): # `cluster` of a study file -> (a dask-jobqueue cluster without workers, resources of a job)
     "The cluster that a study file describes"
-    import dask_jobqueue
+    dask_jobqueue = needs('dask_jobqueue', 'cluster')
     if not isinstance(spec, dict) or 'type' not in spec:
         raise BadInput(f'cluster={spec!r} of the study file describes none; give e.g. {{type: slurm, jobs: 8, cores: 4, memory: 16GB}}')
     spec = dict(spec)
@@ -83,7 +81,7 @@ def batch_system(spec:dict|None): # `cluster` of a study file -> (a dask-jobqueu
     if name not in kinds: raise BadInput(f'cluster type {name!r} is unknown; choose one of: {", ".join(sorted(kinds))}')
     resources = dict(GPU=1) if gpus else dict(job=1)
     args = [*spec.pop('worker_extra_args', []), '--resources', f'GPU={gpus}' if gpus else 'job=1']
-    said = [f'export {k}={os.environ[k]}' for k in ('VPSTUDY_DATA', 'VPSTUDY_PACKS', 'VPSTUDY_WEIGHTS', 'VPSTUDY_THREADS') if k in os.environ]
+    said = [f'export {k}={shlex.quote(os.environ[k])}' for k in ('VPSTUDY_DATA', 'VPSTUDY_PACKS', 'VPSTUDY_WEIGHTS', 'VPSTUDY_THREADS') if k in os.environ]
     try: return getattr(dask_jobqueue, kinds[name])(**{'processes': 1, **spec, 'worker_extra_args': args,
                                                        'job_script_prologue': [*said, *spec.get('job_script_prologue', [])]}), resources
     except (TypeError, ValueError) as e: raise BadInput(f'cluster={spec!r}: {kinds[name]} refuses this ({e})') from None
@@ -91,7 +89,7 @@ def batch_system(spec:dict|None): # `cluster` of a study file -> (a dask-jobqueu
 @contextlib.contextmanager
 def workers_of(where:str, spec:dict|None, n_jobs:int, workers:int|None=None): # yields (client, resources of a job)
     "A Dask client: 'local', 'file' (what the study file describes), or a scheduler's address"
-    from dask.distributed import Client
+    Client = needs('dask.distributed', 'cluster').Client
     with contextlib.ExitStack() as stack:
         cluster, resources = None, None
         if where == 'local': cluster, resources = _local(min(workers or own_cores(), n_jobs))

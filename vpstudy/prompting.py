@@ -9,7 +9,7 @@ __all__ = ['Lens', 'Prompting', 'visual_prompts', 'visual_prompt', 'swap_head', 
 import copy
 from dataclasses import replace
 import torch, torch.nn as nn
-from .core import BadInput, rng, seed_everything
+from .core import BadInput, needs, rng, seed_everything
 from .frozen import Frozen
 from .mappings import Reading, mappings
 from .prompts import prompts
@@ -133,8 +133,7 @@ def with_head(frozen:Frozen, key, make) -> Frozen: # make: () -> (head, names of
 # %% ../nbs/24d_prompting.ipynb #a54eae07
 def templates() -> list: # 81 functions: name of a class -> text
     "Ways to put a class into words"
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-    return [lambda c: f'This is a photo of a {c}.', *OPENAI_IMAGENET_TEMPLATES]
+    return [lambda c: f'This is a photo of a {c}.', *needs('open_clip', 'clip').OPENAI_IMAGENET_TEMPLATES]
 
 def text_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     "Learn a prompt for CLIP; each target class is mapped to one of the texts about all of them"

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd
-from .core import BadInput, Setting, root, write_atomic
+from .core import BadInput, Setting, write_atomic
 from .backbones import backbones
 from .compress import recipe_id
 from .datasets import get_target
@@ -69,14 +69,14 @@ def by_name(
 class Study:
     "The records of a study file: what is expected, there, missing"
     def __init__(self,
-        study:str, # file, absolute or from nbs/
+        study:str, # file; where you stand, or from nbs/
         records:str|None=None, # directory (default: data/records; packed tables beside it count)
         figures:str|None=None, # where figures and tables are saved (default: they are only shown)
     ):
-        file, self.where, self.figures = Path(study) if Path(study).is_absolute() else root()/'nbs'/study, records, figures
+        self.where, self.figures = records, figures
         every, self.unreadable = read_all(records)
         known = {r['trial']['target'] for r in every} | {r['setting']['images'] for r in every} - {None}
-        plan = plan_study(file, known=known) # packs of records may be on the machine that made them
+        plan = plan_study(study, known=known) # packs of records may be on the machine that made them
         self.unresolved, self.ambiguous, rows = {}, [], [] # why ids are not known here -> of what; what records cannot be told apart by name
         for p in plan:
             if p.setting:
