@@ -38,6 +38,7 @@ def clip_classes() -> list:
 class ClipModel(ImageNetModel):
     "A CLIP model as an ImageNet classifier"
     arch: str = ''
+    extra = 'open_clip', 'clip' # what it is built with, and how that is installed
 
     def clip(self):
         open_clip = needs('open_clip', 'clip')

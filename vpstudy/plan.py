@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 import torch, yaml
-from .core import BadInput, Setting, as_list, data_path, nbs_path
+from .core import BadInput, Setting, as_list, data_path, lacking, nbs_path
 from .backbones import backbones
 from .imagenet import weight_dirs
 from .packs import packs_here
@@ -115,6 +115,7 @@ def _in_hub_cache(published):
 def absent(params:dict, known=()) -> str|None: # known: names of packs that may be elsewhere
     "What a setting's ids cannot be known without and is not on this machine, as a sentence; None if all is here"
     model, weights = backbones[params.get('backbone', 'glyphs_resnet')], params.get('weights')
+    if hasattr(model, 'extra') and (why := lacking(*model.extra)): return f'{model.name} {why}'
     if params.get('method') == 'checkpoint':
         if not params.get('checkpoint') or not Path(params['checkpoint']).exists():
             return f'checkpoint {params.get("checkpoint")!r} is not here; put it into a directory that VPSTUDY_WEIGHTS names'
