@@ -68,7 +68,8 @@ def on_workers(client, tasks:list, resources:dict|None=None): # resources: what 
 def _local(workers):
     workers = workers or own_cores()
     share = os.environ.get('VPSTUDY_THREADS') or str(max(1, own_cores() // workers))
-    return needs('dask.distributed', 'cluster').LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share)), None
+    return needs('dask.distributed', 'cluster').LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None,
+                                                           dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share)), None
 
 def batch_system(spec:dict|None): # `cluster` of a study file -> (a dask-jobqueue cluster without workers, resources of a job)
     "The cluster that a study file describes"

@@ -165,7 +165,8 @@ def main(argv=None):
     "The console script `vpstudy_study`"
     a = _parser().parse_args(argv)
     try:
-        first_line(a.json or a.command == 'script', figures=Path(getattr(a, 'figures', None) or root()/'figures').absolute(), records=a.records)
+        first_line(a.json or a.command == 'script', figures=Path(getattr(a, 'figures', None) or root()/'figures').absolute(),
+                   records=a.records and records_path(a.records))
         if a.command == 'script': print(job_script(a.file)); return
         out = dict(plan=lambda: study_plan(a.file, a.records, a.split == 'target', a.tflops), run=lambda: _run(a), status=lambda: study_status(a.file, a.records),
                    report=lambda: dict(report=str(make_report(a.file, a.records, a.figures))), check=lambda: study_check(a.file, a.records, a.sample, a.seed),
