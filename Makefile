@@ -25,12 +25,12 @@ report: setup  ## build the site that judges the claims, figures/report/index.ht
 
 bench: setup  ## time every step of the fast path against the published loop (half an hour, nothing beside it); BENCH="-p nets resnet18" for a part
 	mkdir -p data/reports
-	$(BIN)/papermill nbs/bench_frozen.ipynb data/reports/bench_frozen.ipynb --cwd nbs -p figures $(CURDIR)/figures $(BENCH)
+	$(BIN)/papermill nbs/bench_frozen.ipynb data/reports/bench_frozen.ipynb -p figures $(CURDIR)/figures $(BENCH)
 	cat figures/bench_frozen.md
 
 compression: setup  ## compress the glyphs networks by one method after the other and measure them upstream (what has no file yet)
 	mkdir -p data/reports
-	$(BIN)/papermill nbs/report_compression.ipynb data/reports/report_compression.ipynb --cwd nbs -p figures $(CURDIR)/figures
+	$(BIN)/papermill nbs/report_compression.ipynb data/reports/report_compression.ipynb -p figures $(CURDIR)/figures
 
 readme: setup  ## write README.md from nbs/index.ipynb
 	$(README) > README.md
@@ -40,7 +40,7 @@ check-readme: setup
 
 setup: $(VENV)/.ready  ## a virtual environment with the exact versions of constraints.txt
 
-$(VENV)/.ready: settings.ini setup.py constraints.txt
+$(VENV)/.ready: settings.ini setup.py pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "vpstudy needs Python 3.11, 3.12 or 3.13; none was found (say where: make PYTHON=/path/to/python3)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools

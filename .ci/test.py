@@ -1,5 +1,5 @@
 "Everything that must hold for a commit. Prints one line a check; the last line is `N passed, N failed`."
-import json, os, re, socket, subprocess, sys, tempfile, threading, time
+import json, os, re, socket, subprocess, sys, tempfile, threading, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -270,6 +270,50 @@ for name in ("20_targets", "33b_prices"):
     r = run(sys.executable, '-c', code)
     check('notebooks run through nbclient and show their pictures, 1 and 4', r.returncode == 0 and r.stdout.split() == ['1', '4'], r.stdout + r.stderr)
 
+def installed():
+    "The wheel that the sdist makes, without the checkout and its extras: a study from nothing to its page, in an empty folder"
+    made, here = (Path(tempfile.mkdtemp(dir=TMP.name)).resolve() for _ in range(2))
+    site, without = made/'site', made/'without' # extras, whose import would be an error
+    without.mkdir()
+    for extra in ('open_clip', 'dask', 'distributed', 'dask_jobqueue'): (without/f'{extra}.py').write_text("raise RuntimeError('an extra was imported')")
+    pip = lambda *args: run(sys.executable, '-m', 'pip', *args, '--no-deps', '--no-cache-dir', '--quiet', cwd=made)
+    r = run(sys.executable, '-c', 'import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])', str(made))
+    r = pip('wheel', *map(str, made.glob('*.tar.gz')), '--no-build-isolation', '--wheel-dir', str(made)) if r.returncode == 0 else r
+    wheel = next(made.glob('*.whl'), None)
+    check('an sdist is built, and a wheel of it', wheel, r.stderr)
+    held = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith('vpstudy/')}
+    want = {f'vpstudy/{p.relative_to(TOP)}' for what in ('*.ipynb', 'studies/*.yaml') for p in (TOP/'nbs').glob(what) if not p.name.startswith(('_', 'out'))}
+    want |= {f'vpstudy/{p.name}' for p in (TOP/'vpstudy').glob('*.py')} | {'vpstudy/py.typed'}
+    check('it holds the modules, all notebooks and study files, py.typed, and nothing else', held == want, held ^ want)
+    r = pip('install', str(wheel), '--target', str(site))
+    files = lambda: {p for p in site.rglob('*') if p.is_file() and p.suffix != '.pyc'}
+    before = files()
+    alone = lambda *args, **env: run(*map(str, args), cwd=here, **{'PYTHONPATH': f'{without}{os.pathsep}{site}', 'VPSTUDY_DATA': '', **env})
+    r = alone(sys.executable, '-c', """
+import contextlib, vpstudy
+from importlib.metadata import distribution
+print(vpstudy.__file__)
+for e in distribution('vpstudy').entry_points.select(group='console_scripts'):
+    with contextlib.suppress(SystemExit): e.load()(['--version'])""")
+    version = re.search(r'(?m)^version = (.*)$', (TOP/'settings.ini').read_text())[1]
+    check('it is what is imported, and its four commands say their version', r.stdout.split('\n') == [f'{site}/vpstudy/__init__.py', *[f'vpstudy {version}'] * 4, ''], r.stdout + r.stderr)
+    command = site/'bin'/'vpstudy_study'
+    r = alone(command, 'plan', 'embedded.yaml')
+    check('vpstudy_study plan embedded.yaml: says where things will go, 108 trials, and makes nothing',
+          r.stdout.startswith(f'data: {here}/data, figures: {here}/figures\nsettings: 3, trials: 108, done: 0,') and not any(here.iterdir()), r.stdout + r.stderr)
+    (here/'smoke.yaml').write_text('report: report_study.ipynb\ncommon: {backbone: glyphs_smoke, method: dense, shots: 1, seeds: 0, epochs: 1, modes: [ilm, lp]}\nsettings: [{}]\n')
+    r = alone(command, 'run', 'smoke.yaml')
+    check('vpstudy_study run: two trials and their page', r.returncode == 0 and r.stdout.strip().endswith(f'report: {here}/figures/report_study.html') and 'missing: 0' in r.stdout
+          and (here/'figures'/'report_study.html').exists(), r.stdout + r.stderr)
+    got = records(here/'data'/'records')
+    check('whose records are of no checkout', len(got) == 2 and all(d['git'] is None for d in got.values()), got.keys())
+    r = alone(command, 'status', 'smoke.yaml', '--json')
+    check('vpstudy_study status --json: done, and where on the error output', json.loads(r.stdout or '{}').get('done') == 2 and r.stderr == f'data: {here}/data, figures: {here}/figures\n', r.stdout + r.stderr)
+    check('nothing was written beside the package', files() == before and len(before) > 100, files() ^ before)
+    code = 'from vpstudy.core import data_path; import os; print(data_path(), os.environ["VPSTUDY_DATA"])'
+    said = [alone(sys.executable, '-c', code, PYTHONPATH=str(TOP), VPSTUDY_DATA=v).stdout.split() for v in ('', 'scratch')]
+    check('a checkout keeps data/, wherever you stand; a relative VPSTUDY_DATA is read from there, once', said == [[f'{TOP}/data'] * 2, [f'{here}/scratch'] * 2], said)
+
 def run_part(f):
     "Run one part and print its lines"
     part.lines, start = [], time.time()
@@ -278,7 +322,7 @@ def run_part(f):
     print(*part.lines, f'       ({f.__name__}: {time.time() - start:.0f} s)', sep='\n', flush=True)
 
 run_part(clean_and_exported) # alone: it may change files that others read
-with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, ids, counts, kill_and_resume, jobs_elsewhere, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
+with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, installed, ids, counts, kill_and_resume, jobs_elsewhere, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
 TMP.cleanup()
 print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
 sys.exit(not all(results))

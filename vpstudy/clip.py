@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 import torch, torch.nn as nn, torch.nn.functional as F
 from .backbones import backbones, load_net, save_net
-from .core import data_path, sha256
+from .core import data_path, needs, sha256
 from .imagenet import ImageNetModel, Published, fit_state, read_state
 
 # %% ../nbs/10c_clip.ipynb #f8f292f6
@@ -32,16 +32,16 @@ def zero_shot_head(clip, tokenizer, names:list, template:str='a photo of a {}.')
 @cache
 def clip_classes() -> list:
     "ImageNet's classes as CLIP's authors name them"
-    from open_clip import IMAGENET_CLASSNAMES
-    return [*IMAGENET_CLASSNAMES]
+    return [*needs('open_clip', 'clip').IMAGENET_CLASSNAMES]
 
 @dataclass
 class ClipModel(ImageNetModel):
     "A CLIP model as an ImageNet classifier"
     arch: str = ''
+    extra = 'open_clip', 'clip' # what it is built with, and how that is installed
 
     def clip(self):
-        import open_clip
+        open_clip = needs('open_clip', 'clip')
         logging.disable(logging.WARNING) # "initialized randomly": for a moment
         try: return open_clip.create_model(self.arch, load_weights=False, force_quick_gelu=True, force_image_size=self.canvas).eval()
         finally: logging.disable(logging.NOTSET)
@@ -53,7 +53,7 @@ class ClipModel(ImageNetModel):
 
     def texts(self, weights:str, texts:list) -> torch.Tensor: # [n, width]
         "Rows for a head: normalised features of any texts, times the scale of CLIP's logits"
-        import open_clip
+        open_clip = needs('open_clip', 'clip')
         return zero_shot_head(self.read(weights), open_clip.get_tokenizer(self.arch), texts, '{}')
 
     def build(self):
@@ -62,7 +62,7 @@ class ClipModel(ImageNetModel):
 
     def fill(self, net, weights):
         "The image tower, and a head of the classes' names, computed once"
-        import open_clip
+        open_clip = needs('open_clip', 'clip')
         clip = self.read(weights)
         net.visual = clip.visual
         kept = data_path('checkpoints', f'{self.name}-head-{sha256([self.weights_id(weights), self.classes])[:10]}.safetensors')

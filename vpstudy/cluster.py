@@ -11,7 +11,7 @@ __all__ = ['RETRIES', 'TIMEOUT', 'SETTLE', 'environment', 'own_kernel', 'execute
 import contextlib, os, platform, re, shlex, sys, threading, time, uuid
 from collections import Counter
 from pathlib import Path
-from .core import BadInput, data_path, own_cores, root, sha256
+from .core import BadInput, checkout, data_path, nbs_path, needs, own_cores, sha256
 from .costs import Rates, jobs
 from .counts import count, takes_tables
 from .plan import read_study
@@ -38,11 +38,11 @@ def own_kernel(env:dict): # -> a class for nbclient
     return OwnKernel
 
 def execute(notebook:str, out:Path, parameters:dict, env:dict|None=None): # env: `environment` of who asks for it
-    "Run `nbs/<notebook>` through papermill into `out`"
+    "Run `nbs/<notebook>` through papermill into `out`; the kernel stands in `nbs/` of the checkout, else where you stand"
     import papermill
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    return papermill.execute_notebook(str(root()/'nbs'/notebook), str(out), parameters=parameters, progress_bar=False, kernel_name='python3',
-                                      cwd=str(root()/'nbs'), kernel_manager_class=own_kernel(env or environment()))
+    return papermill.execute_notebook(str(nbs_path(notebook)), str(out), parameters=parameters, progress_bar=False, kernel_name='python3',
+                                      cwd=str(nbs_path()) if checkout() else None, kernel_manager_class=own_kernel(env or environment()))
 
 # %% ../nbs/32d_cluster.ipynb #311702a1
 def without_records(wanted, ran:str|None=None, wait:float=0) -> str|None: # wanted: paths of records; ran: the machine that made them; wait: seconds, for a disk that is shared
@@ -90,8 +90,7 @@ def run_there(*job) -> tuple: # (the worker's machine, what `run_job` says)
 
 def on_workers(client, tasks:list, resources:dict|None=None): # resources: what a job occupies of its worker, e.g. dict(GPU=1)
     "Yields (task, None or why it stopped) as jobs end; the first of `tasks` start first"
-    from dask.distributed import as_completed
-    from distributed.client import FutureCancelledError
+    as_completed, FutureCancelledError = needs('dask.distributed', 'cluster').as_completed, needs('distributed.client', 'cluster').FutureCancelledError
     have = [w['resources'] for w in client.scheduler_info(n_workers=-1)['workers'].values()]
     for k, n in (resources or {}).items():
         if have and not any(h.get(k, 0) >= n for h in have):
@@ -115,7 +114,7 @@ def asks_for_gpus(cluster) -> bool: # of dask-jobqueue
 
 def batch_system(spec:dict|None): # `cluster` of a study file -> (a dask-jobqueue cluster without workers, resources of a job)
     "The cluster that a study file describes"
-    import dask_jobqueue
+    dask_jobqueue = needs('dask_jobqueue', 'cluster')
     if not isinstance(spec, dict) or not isinstance(spec.get('type'), str):
         raise BadInput(f'cluster={spec!r} of the study file describes none; give e.g. {{type: slurm, jobs: 8, cores: 4, memory: 16GB}}')
     for k, lowest in (('jobs', 1), ('gpus', 0)):
@@ -139,15 +138,15 @@ def batch_system(spec:dict|None): # `cluster` of a study file -> (a dask-jobqueu
 
 # %% ../nbs/32d_cluster.ipynb #3312e2a4
 def _local(workers):
-    from dask.distributed import LocalCluster
     workers = workers or own_cores()
     share = os.environ.get('VPSTUDY_THREADS') or str(max(1, own_cores() // workers))
-    return LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share)), None
+    return needs('dask.distributed', 'cluster').LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None,
+                                                           dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share)), None
 
 @contextlib.contextmanager
 def workers_of(where:str, spec:dict|None, n_jobs:int, workers:int|None=None): # yields (client, resources of a job)
     "A Dask client: 'local', 'file' (what the study file describes), or a scheduler's address"
-    from dask.distributed import Client
+    Client = needs('dask.distributed', 'cluster').Client
     with contextlib.ExitStack() as stack:
         cluster, resources = None, None
         if where == 'local': cluster, resources = _local(min(workers or own_cores(), n_jobs))

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np, torch
-from .core import BadInput, data_path
+from . import __version__
+from .core import BadInput, data_path, first_line
 from .packs import SPLITS, Pack, folder_pack, get_pack, hash_split, packs_here, write_pack
 from .targets import Target, targets
 
@@ -137,6 +138,7 @@ def describe(t:Target) -> dict:
 def main(argv=None):
     "The console script `vpstudy_target`"
     p = argparse.ArgumentParser('vpstudy_target', description='Make a target of a folder of pictures, or say what a target holds')
+    p.add_argument('--version', action='version', version=f'vpstudy {__version__}')
     sub = p.add_subparsers(dest='command', required=True)
     pack = sub.add_parser('pack', help='make a pack of a folder of pictures')
     pack.add_argument('folder', help='CLASS/*.jpg (split 80/20), or train/CLASS/*.jpg and test/CLASS/*.jpg')
@@ -145,6 +147,7 @@ def main(argv=None):
     show.add_argument('name', help='a name, or the path of a pack')
     for s in (pack, show): s.add_argument('--json', action='store_true', help='print the result as JSON')
     a = p.parse_args(argv)
+    first_line(a.json)
     try: out = describe(get_target(str(folder_pack(a.folder, a.out).path) if a.command == 'pack' else a.name))
     except (BadInput, OSError) as e: sys.exit(f'vpstudy_target: {e}')
     print(json.dumps(out) if a.json else ', '.join(f'{k}: {v}' for k, v in out.items()))

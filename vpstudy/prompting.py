@@ -10,7 +10,7 @@ __all__ = ['Lens', 'Prompting', 'visual_prompts', 'visual_prompt', 'swap_head', 
 import copy
 from dataclasses import replace
 import torch, torch.nn as nn
-from .core import BadInput, rng, seed_everything, sha256
+from .core import BadInput, needs, rng, seed_everything, sha256
 from .frozen import Frozen
 from .mappings import Reading, mappings
 from .prompts import prompts
@@ -135,8 +135,7 @@ def with_head(frozen:Frozen, key, make) -> Frozen: # make: () -> (head, names of
 # %% ../nbs/24d_prompting.ipynb #a54eae07
 def templates() -> list: # 81 functions: name of a class -> text
     "Ways to put a class into words"
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-    return [lambda c: f'This is a photo of a {c}.', *OPENAI_IMAGENET_TEMPLATES]
+    return [lambda c: f'This is a photo of a {c}.', *needs('open_clip', 'clip').OPENAI_IMAGENET_TEMPLATES]
 
 def text_head(texts_of, classes:list) -> tuple: # texts_of: `Backbone.texts`; (layer, the text of each of its outputs)
     "A head that compares an image with every text about `classes`"

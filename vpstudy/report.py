@@ -11,7 +11,7 @@ from base64 import b64decode
 from html import escape
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import BadInput, root, write_atomic
+from .core import BadInput, write_atomic
 from .counts import count
 from .datasets import get_target
 from .figures import UNPAIRED, kinds, mapping_picture, missing_trials, mode_order, order, save_figure, shot_order
@@ -23,13 +23,13 @@ from .tables import read_images
 class Study:
     "The records of a study file: what is expected, there, missing"
     def __init__(self,
-        study:str, # file, absolute or from nbs/
+        study:str, # file; where you stand, or from nbs/
         records:str|None=None, # directory (default: data/records)
         figures:str|None=None, # where figures and tables are saved (default: they are only shown)
         reuse:bool|None=None, # take what packed tables beside the records hold; default: as the study file says
     ):
-        file, self.where, self.figures = Path(study) if Path(study).is_absolute() else root()/'nbs'/study, records, figures
-        c = count(file, records, reuse)
+        self.where, self.figures = records, figures
+        c = count(study, records, reuse)
         self.expected, self.found, self.tables, self.reusable = c.rows, c.found, c.tables, c.reusable
         self.unresolved, self.ambiguous, self.unreadable = c.unresolved, c.ambiguous, c.left_out
         self.table = as_table(self.found)

@@ -9,7 +9,8 @@ __all__ = ['CLIPS', 'attend', 'NarrowAttention', 'NarrowMHA', 'deit', 'depth', '
 # %% ../nbs/13b_structures.ipynb #ee03a5df
 import argparse, json, re, sys
 import torch, torch.nn as nn, torch.nn.functional as F
-from .core import BadInput, set_threads
+from . import __version__
+from .core import BadInput, needs, set_threads
 from .packs import get_pack
 from .backbones import backbones
 from .clip import ClipClassifier, zero_shot_head
@@ -87,7 +88,7 @@ class NarrowClip(nn.Module):
     "open_clip's CLIP with its own widths in every layer; as a classifier once it is given names"
     def __init__(self, image:dict, text:dict, embed:int): # a tower each: width, heads, attention, hidden; image: patch, pixels; text: context, vocabulary
         super().__init__()
-        from open_clip.model import CLIP
+        CLIP = needs('open_clip.model', 'clip').CLIP
         vision = dict(image_size=image['pixels'], patch_size=image['patch'], layers=len(image['hidden']), width=image['width'],
                       head_width=image['width'] // image['heads'])
         reads = dict(context_length=text['context'], vocab_size=text['vocabulary'], width=text['width'], heads=text['heads'], layers=len(text['hidden']))
@@ -99,8 +100,7 @@ class NarrowClip(nn.Module):
 
     def texts(self, model, texts:list, template:str='{}') -> torch.Tensor: # [n, width]
         "Rows for a head, of any texts"
-        import open_clip
-        return zero_shot_head(self.clip.eval(), open_clip.get_tokenizer(model.arch), texts, template)
+        return zero_shot_head(self.clip.eval(), needs('open_clip', 'clip').get_tokenizer(model.arch), texts, template)
 
     def named(self, model) -> ClipClassifier:
         "The image tower with the class names of `model` as a head"
@@ -218,6 +218,7 @@ def verify(c, density:float|None=None, tolerance:float=.005, data:str|None=None)
 def main(argv=None):
     "The console script `vpstudy_checkpoint`"
     p = argparse.ArgumentParser('vpstudy_checkpoint', description="Look at other people's compressed checkpoints, convert them, measure them")
+    p.add_argument('--version', action='version', version=f'vpstudy {__version__}')
     sub = p.add_subparsers(dest='command', required=True)
     for name, what, files in (('inspect', 'say what a file is', 'FILE [MASK]'), ('convert', 'write it as safetensors', 'FILE [MASK] OUT.safetensors'),
                               ('verify', 'measure its density and top-1', 'FILE [MASK]')):

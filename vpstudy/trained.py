@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch, torch.nn as nn
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from .core import BadInput, Setting, Trial, progress, sha256, writing
+from .core import BadInput, Setting, Trial, needs, progress, sha256, writing
 from .backbones import Backbone
 from .compress import compressed, not_made
 from .frozen import Frozen
@@ -218,6 +218,7 @@ def export_trial(trial:TrainedTrial, out) -> Path: # out: *.onnx or *.pt2
     "Write a trial as one function: float images [B, 3, pixels, pixels] from 0 to 1 -> `logits` and `probabilities` [B, K]"
     out = Path(out).expanduser()
     if out.suffix not in ('.onnx', '.pt2'): raise BadInput(f'{str(out)!r} names no format; give a file that ends in .onnx or .pt2')
+    if out.suffix == '.onnx': needs('onnxscript', 'onnx')
     about = {k: trial.about[k] for k in ('record', 'classes', 'pixels', 'interpolation', 'temperature')}
     with _quiet(), torch.no_grad():
         example = torch.rand(2, 3, about['pixels'], about['pixels'])
@@ -225,8 +226,6 @@ def export_trial(trial:TrainedTrial, out) -> Path: # out: *.onnx or *.pt2
         if out.suffix == '.pt2':
             with writing(out) as f: torch.export.save(program, f, extra_files={'vpstudy.json': json.dumps(about)})
             return out
-        try: import onnxscript, onnx
-        except ImportError as e: raise BadInput(f"export to ONNX needs {e.name}: pip install 'vpstudy[onnx]'") from None
         model = torch.onnx.export(program, (), dynamo=True, input_names=['images'], output_names=['logits', 'probabilities'], verbose=False).model_proto
     for k, v in about.items(): model.metadata_props.add(key=f'vpstudy.{k}', value=json.dumps(v))
     with writing(out) as f: f.write(model.SerializeToString())

@@ -9,7 +9,8 @@ __all__ = ['upstream_row', 'upstream_table', 'main']
 import argparse, json, sys
 from dataclasses import asdict, replace
 import pandas as pd
-from .core import BadInput, Setting, progress, set_threads
+from . import __version__
+from .core import BadInput, Setting, first_line, progress, set_threads
 from .processes import in_processes
 from .packs import get_pack
 from .backbones import backbones
@@ -49,6 +50,7 @@ def upstream_table(
 def main(argv=None):
     "The console script `vpstudy_backbone`"
     p = argparse.ArgumentParser('vpstudy_backbone', description='Measure top-1 of a backbone on a labelled pack')
+    p.add_argument('--version', action='version', version=f'vpstudy {__version__}')
     p.add_argument('command', choices=['check'])
     p.add_argument('name', help='a backbone, e.g. efficientnet_lite0')
     p.add_argument('--data', required=True, help='a pack: its path, or its name in VPSTUDY_PACKS')
@@ -60,6 +62,7 @@ def main(argv=None):
     try:
         model, pack = backbones[a.name], get_pack(a.data)
         weights = model.check_weights(a.weights)
+        first_line(a.json)
         out = check(model.load(weights), pack, getattr(model, 'check_crop', lambda w: None)(weights), a.split)
     except (BadInput, OSError) as e: sys.exit(f'vpstudy_backbone: {e}')
     print(json.dumps(out) if a.json else ', '.join(f'{k}: {v}' for k, v in out.items()))
