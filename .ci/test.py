@@ -275,7 +275,7 @@ def installed():
     made, here = (Path(tempfile.mkdtemp(dir=TMP.name)).resolve() for _ in range(2))
     site, without = made/'site', made/'without' # extras, whose import would be an error
     without.mkdir()
-    for extra in ('open_clip', 'dask', 'distributed', 'dask_jobqueue'): (without/f'{extra}.py').write_text("raise RuntimeError('an extra was imported')")
+    for extra in ('open_clip', 'dask', 'distributed', 'dask_jobqueue', 'onnx', 'onnxscript'): (without/f'{extra}.py').write_text("raise RuntimeError('an extra was imported')")
     pip = lambda *args: run(sys.executable, '-m', 'pip', *args, '--no-deps', '--no-cache-dir', '--quiet', cwd=made)
     r = run(sys.executable, '-c', 'import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])', str(made))
     r = pip('wheel', *map(str, made.glob('*.tar.gz')), '--no-build-isolation', '--wheel-dir', str(made)) if r.returncode == 0 else r
@@ -296,7 +296,7 @@ print(vpstudy.__file__)
 for e in distribution('vpstudy').entry_points.select(group='console_scripts'):
     with contextlib.suppress(SystemExit): e.load()(['--version'])""")
     version = re.search(r'(?m)^version = (.*)$', (TOP/'settings.ini').read_text())[1]
-    check('it is what is imported, and its four commands say their version', r.stdout.split('\n') == [f'{site}/vpstudy/__init__.py', *[f'vpstudy {version}'] * 4, ''], r.stdout + r.stderr)
+    check('it is what is imported, and its five commands say their version', r.stdout.split('\n') == [f'{site}/vpstudy/__init__.py', *[f'vpstudy {version}'] * 5, ''], r.stdout + r.stderr)
     command = site/'bin'/'vpstudy_study'
     r = alone(command, 'plan', 'embedded.yaml')
     check('vpstudy_study plan embedded.yaml: says where things will go, 108 trials, and makes nothing',
@@ -309,6 +309,10 @@ for e in distribution('vpstudy').entry_points.select(group='console_scripts'):
     check('whose records are of no checkout', len(got) == 2 and all(d['git'] is None for d in got.values()), got.keys())
     r = alone(command, 'status', 'smoke.yaml', '--json')
     check('vpstudy_study status --json: done, and where on the error output', json.loads(r.stdout or '{}').get('done') == 2 and r.stderr == f'data: {here}/data, figures: {here}/figures\n', r.stdout + r.stderr)
+    image = here/'eight.png'
+    alone(sys.executable, '-c', 'from PIL import Image; Image.new("L", (9, 9), 200).save("eight.png")')
+    r = alone(site/'bin'/'vpstudy', 'predict', next(iter(got), ''), image, '--json')
+    check('vpstudy predict with one of them', [len(i['classes']) for i in json.loads(r.stdout or '{}').get('images', [])] == [5], r.stdout + r.stderr)
     check('nothing was written beside the package', files() == before and len(before) > 100, files() ^ before)
     code = 'from vpstudy.core import data_path; import os; print(data_path(), os.environ["VPSTUDY_DATA"])'
     said = [alone(sys.executable, '-c', code, PYTHONPATH=str(TOP), VPSTUDY_DATA=v).stdout.split() for v in ('', 'scratch')]
