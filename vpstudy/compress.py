@@ -13,6 +13,7 @@ from functools import cache, lru_cache, partial
 import torch, torch.nn as nn
 from filelock import FileLock
 from safetensors.torch import load_file
+from .bars import doing
 from .core import BadInput, Setting, data_path, seed_everything, sha256, using_threads
 from .backbones import Backbone, backbones, load_net, net_sha256, save_net
 import vpstudy.clip, vpstudy.vit # their backbones, and those of `imagenet`
@@ -148,16 +149,17 @@ def compressed(
             if setting.recipe_id != recipe_id(setting.method, model, setting.images and get_pack(setting.images)):
                 raise BadInput(f'{setting.label}: the images {setting.images!r}, or how it is compressed, are not those of this setting any more; make the setting anew')
             before = dict(previous=compressed(replace(setting, state=setting.state - 1), masks=True).net) if setting.state else {}
-            start, net = time.perf_counter(), backbone.net # of this round alone
-            trainer = model.trainer(model.tune, setting.network_seed, setting.images, backbone.net)
-            trainer.partial = path.with_suffix('.partial')
-            # all rounds of a ticket start from the same weights
-            seed_everything('compress', replace(setting, state=0).id if setting.state is not None else setting.id)
-            with using_threads(model.threads): # more sum in another order, and it would be another network
-                entry.f(net, trainer, **{k: getattr(setting, k) for k in entry.params}, **before)
-                save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net, setting.weights),
-                                         history=trainer.history, seconds=time.perf_counter() - start))
-            trainer.partial.unlink(missing_ok=True)
+            with doing(setting.label):
+                start, net = time.perf_counter(), backbone.net # of this round alone
+                trainer = model.trainer(model.tune, setting.network_seed, setting.images, backbone.net)
+                trainer.partial = path.with_suffix('.partial')
+                # all rounds of a ticket start from the same weights
+                seed_everything('compress', replace(setting, state=0).id if setting.state is not None else setting.id)
+                with using_threads(model.threads): # more sum in another order, and it would be another network
+                    entry.f(net, trainer, **{k: getattr(setting, k) for k in entry.params}, **before)
+                    save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net, setting.weights),
+                                             history=trainer.history, seconds=time.perf_counter() - start))
+                trainer.partial.unlink(missing_ok=True)
         net = model.build()
         if entry.form: entry.form(net, load_file(path), **{k: getattr(setting, k) for k in entry.params})
         note = load_net(net, path)
