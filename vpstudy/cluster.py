@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['RETRIES', 'TIMEOUT', 'execute', 'KernelDied', 'run_job', 'run_here', 'run_named', 'on_workers', 'batch_system',
-           'workers_of', 'job_script', 'network_path', 'network_seconds', 'to_make', 'watching', 'left_of', 'tasks_of',
-           'run_study']
+           'workers_of', 'job_script', 'to_make', 'watching', 'left_of', 'tasks_of', 'run_study']
 
 # %% ../nbs/32d_cluster.ipynb #9ce417a5
-import contextlib, os, time, uuid
+import contextlib, logging, os, time, uuid
 from pathlib import Path
-from .backbones import backbones
-from .bars import at_work, bar, clear_told, doing, meter, say
-from .core import BadInput, Setting, data_path, own_cores, root, sha256
-from .costs import Rates, jobs
+from .bars import Pieces, at_work, clear_told, counting, doing, say
+from .core import BadInput, own_cores, root, sha256
+from .costs import START, Rates, expected, jobs
 from .plan import plan_study, read_study
 from .records import record_path, records_path, write_failure
-from .study import missing
+from .study import missing, network_path
 from .tables import read_all
 
 # %% ../nbs/32d_cluster.ipynb #05e9a6c1
@@ -77,7 +75,8 @@ def _local(workers):
     from dask.distributed import LocalCluster
     workers = workers or own_cores()
     share = os.environ.get('VPSTUDY_THREADS') or str(max(1, own_cores() // workers))
-    return LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share)), None
+    return LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share),
+                        silence_logs=logging.ERROR), None
 
 def batch_system(spec:dict|None): # `cluster` of a study file -> (a dask-jobqueue cluster without workers, resources of a job)
     "The cluster that a study file describes"
@@ -120,43 +119,36 @@ def job_script(file) -> str:
     finally: cluster.close()
 
 # %% ../nbs/32d_cluster.ipynb #ed3d82c9
-def network_path(setting:Setting) -> Path|None: # None: the weights are somebody's, as they are
-    "The file that the network of a setting becomes"
-    if setting.method != 'dense': return data_path('checkpoints', f'{setting.id}.safetensors')
-    model = backbones[setting.backbone]
-    return model.path(setting.weights, setting.network_seed) if hasattr(model, 'path') else None
-
-def network_seconds(setting:Setting, rates:Rates) -> float:
-    "What making it will take: as records say, else by the steps of its recipe, three passes an image"
-    if setting.method != 'dense' and (took := rates.compress.get((setting.backbone, setting.method))): return took
-    recipe = getattr(backbones[setting.backbone], 'recipe' if setting.method == 'dense' else 'tune')
-    a_pass, a_step, _ = rates.of(setting.backbone, 'ft', None)
-    return recipe.epochs * recipe.images * (3 * a_pass + a_step / recipe.batch)
-
 def to_make(plan:list, left:dict, rates:Rates) -> dict: # left: of `left_of`. -> path: seconds it is expected to take
     "The files that a plan still has to make: networks, and records of trials"
     out = {}
     for p in plan:
-        mine = {left[i]: rates.seconds(pt, p.params)[0] for pt, i in zip(p.points, p.ids) if i in left} if p.setting else {}
-        if mine and (path := network_path(p.setting)) and not path.exists(): out[path] = network_seconds(p.setting, rates)
+        pairs = [pair for pair, i in zip(p.trials, p.ids) if i in left] if p.setting else []
+        if not pairs: continue
+        took, path = expected(p.setting, pairs, rates), network_path(p.setting)
+        mine = {**({path: took[p.setting.id]} if path and not path.exists() else {}), **{left[i]: s for i, s in took.items() if i in left}}
+        mine[next(iter(mine))] += START # of its notebook
         out.update(mine)
     return out
 
 @contextlib.contextmanager
-def watching(make:dict, total:int, where:Path, names, workers:int=1): # make: of `to_make`; where: jobs say what they do; names: of their settings
+def watching(
+    make:dict, # of `to_make`
+    done:int, # what is there already
+    where:Path, # jobs say what they do in this folder
+    names, # under these names: ids of settings
+    workers:int=1, # jobs at a time
+):
     "A bar that counts files as they appear, whoever writes them, and names what goes on"
-    make, whole, start, looked, trust = dict(make), sum(make.values()), time.monotonic(), [0., 0.], 20 # trust: seconds that an expected speed weighs
-    first = total - len(make)
+    pieces, looked = Pieces(make, done, workers), [0., 0.] # when, and how long it took
     def look():
-        if (now := time.monotonic()) - looked[0] > 20 * looked[1]: # a large study on a slow disk is looked at less often
-            for p in [p for p in make if p.exists()]: make.pop(p)
-            looked[:] = time.monotonic(), time.monotonic() - now
-        took, n, still = now - start, total - len(make), sum(make.values())
-        speed = (whole - still + trust * workers) / (took + trust)
-        return meter(n, total, took, (n - first) / max(took, 1e-9), still / speed) + ' | ' + ((at_work(0, where, names) or 'jobs are starting' * bool(make) or 'jobs are ending'))
+        if (start := time.monotonic()) - looked[0] > 20 * looked[1]: # a large study on a slow disk is looked at less often
+            for path in [p for p in pieces.left if p.exists()]: pieces.made(path)
+            looked[:] = time.monotonic(), time.monotonic() - start
+        return at_work(0, where, names) or ('notebooks are starting' if pieces.left else 'notebooks are ending')
     clear_told(where)
     try:
-        with bar(look, 0) if make else contextlib.nullcontext(): yield
+        with counting(pieces, look, 0) if make else contextlib.nullcontext(): yield
     finally: clear_told(where)
 
 # %% ../nbs/32d_cluster.ipynb #c7e62f19
@@ -190,7 +182,7 @@ def run_study(
     failed, here = {p.label: p.unresolved for p in plan if p.unresolved}, [p for p in plan if p.setting]
     with contextlib.ExitStack() as stack:
         at_once = min(workers or own_cores(), len(tasks)) if cluster else 1
-        stack.enter_context(watching(make, sum(1 + len(p.trials) for p in here), records_path(records), {p.setting.id for p in here}, at_once))
+        stack.enter_context(watching(make, sum(1 + len(p.trials) for p in here) - len(make), records_path(records), {p.setting.id for p in here}, at_once))
         if cluster and tasks:
             ends = on_workers((c := stack.enter_context(workers_of(cluster, read_study(file).get('cluster'), len(tasks), workers)))[0], tasks, c[1])
         else: ends = ((t, run_named(*t)) for t in tasks)

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['AXES', 'TOGETHER', 'grid', 'resolve', 'check_options', 'missing', 'check_same_weights', 'out_of_memory',
-           'run_setting']
+           'network_path', 'run_setting']
 
 # %% ../nbs/32_study.ipynb #09818524
 import errno, inspect, itertools
 from dataclasses import asdict
 from functools import lru_cache, partial
+from pathlib import Path
 import torch
 from filelock import FileLock
-from .bars import clear_told, counting, doing, telling
+from .bars import Pieces, clear_told, counting, doing, telling
 from .core import BadInput, Setting, as_list, check_shots, data_path, resolve_device, set_threads, sweep
 from .processes import in_processes
 from .backbones import backbones
@@ -148,6 +149,12 @@ def _attempt(setting, target, trials, wanted, *rest):
     return {id: why for t in wanted for id, why in _attempt(setting, target, [t], [t], *rest).items()} # which of them it was shows when each is alone
 
 # %% ../nbs/32_study.ipynb #40b9e3c8
+def network_path(setting:Setting) -> Path|None: # None: the weights are somebody's, as they are
+    "The file that the network of a setting becomes"
+    if setting.method != 'dense': return data_path('checkpoints', f'{setting.id}.safetensors')
+    model = backbones[setting.backbone]
+    return model.path(setting.weights, setting.network_seed) if hasattr(model, 'path') else None
+
 def _upstream(setting, records):
     "Compress now what is not yet compressed; what is known of the result"
     try:
@@ -181,6 +188,7 @@ def run_setting(
     device:str='auto',
     workers:int|None=None, # processes; default: one a core for a small network on a CPU, else one
     together:int|None=None, # images of a step that small trials take side by side; default: on a GPU `TOGETHER`, on a CPU 0: each trial alone
+    expected:dict={}, # id of the setting, and of trials -> seconds its network, and they, may take (for the bar); default: a second each
 ) -> int: # how many trials were run
     "Run the trials of `setting` that are not done, with a progress bar; `BadInput` at the end if some of them failed"
     cores, todo, failed, n = set_threads(), missing(setting, trials, records), {}, 0
@@ -196,16 +204,18 @@ def run_setting(
     _frozen.cache_clear()
     try:
         if small: set_threads(1)
-        with telling(folder.parent, setting.id), counting(1 + len(todo)) as now: # the network is one of the things to make
+        takes, there = lambda *ids: {i: expected.get(i, 1.) for i in ids}, not (path := network_path(setting)) or path.exists()
+        pieces = Pieces(takes(*[setting.id] * (not there), *(t.id(setting) for _, t in todo)), there, workers) # its network is one of them
+        with telling(folder.parent, setting.id), counting(pieces):
             upstream = _upstream(setting, records)
             check_same_weights(setting, upstream, records)
             before, todo = len(todo), missing(setting, trials, records, upstream.get('parent_sha256'))
             if len(todo) > before: print(f'{setting.id}: {len(todo) - before} packed trials are of another training of its dense network; they are run anew', flush=True)
-            now.n, now.total = 1, 1 + len(todo); now.again()
+            pieces.made(setting.id); pieces.add(takes(*(t.id(setting) for _, t in todo)))
             calls = _calls(setting, trials, todo, together, records, device, upstream)
             done = in_processes(_attempt, calls, workers) if workers > 1 else ((c, _attempt(*c)) for c in calls)
             for trial, why in ((t.id(setting), why) for (_, _, _, wanted, *_), why in done for t in wanted):
-                n += 1; now.n += 1
+                n += 1; pieces.made(trial)
                 if reason := why if isinstance(why, str) else why.get(trial):
                     failed[trial] = reason; write_failure(setting.id, reason, trial, records) # a sentence: their process was killed
     except OSError as e:
