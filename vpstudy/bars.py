@@ -160,7 +160,7 @@ class Telling:
     "A small file that says what this process is doing"
     def __init__(self, folder:Path, name:str):
         self.folder, self.name, self.lock, self.text, self.when = Path(folder), name, threading.Lock(), '', 0.
-        self.path = self.folder/f'.{name}.{platform.node()}.{os.getpid()}.now.tmp'
+        self.path, self.new = (self.folder/f'.{name}.{platform.node()}.{os.getpid()}.{k}.tmp' for k in ('now', 'new'))
     def tell(self):
         "Write what has changed; where nothing goes on there is no file"
         with self.lock, contextlib.suppress(OSError):
@@ -169,8 +169,7 @@ class Telling:
             if not text: self.text = ''; self.path.unlink(missing_ok=True) if other else None
             elif other and (age > 1 or kind(text) != kind(self.text)) or age > BEAT:
                 self.text, self.when = text, time.monotonic()
-                new = self.path.with_name(self.path.name.replace('.now.tmp', '.new.tmp'))
-                new.write_text(f'{self.name}\n{text}'); new.replace(self.path)
+                self.new.write_text(f'{self.name}\n{text}'); self.new.replace(self.path)
     def keep(self, stop):
         while not stop.wait(.25): self.tell()
 
@@ -189,7 +188,8 @@ def telling(folder:Path, name:str):
     try: yield
     finally:
         end(); _telling.remove(t)
-        with contextlib.suppress(OSError): t.path.unlink(missing_ok=True)
+        for p in (t.path, t.new): # a full disk leaves the second
+            with contextlib.suppress(OSError): p.unlink(missing_ok=True)
         clear_told(folder)
 
 # %% ../nbs/00a_bars.ipynb #2bd307f2
