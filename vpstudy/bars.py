@@ -200,8 +200,8 @@ def told(folder:Path, names=None) -> list: # names: of whom to listen to; defaul
         for p in [p for p in Path(folder).glob('.*.now.tmp') if not p.name.endswith(own)]:
             with contextlib.suppress(OSError, UnicodeDecodeError):
                 (name, _, text), when = p.read_text().partition('\n'), p.stat().st_mtime
-                if text and (names is None or name in names) and time.time() - when < STALE: said.append((when, text))
-    return [text for _, text in sorted(said)]
+                if text and (names is None or name in names) and time.time() - when < STALE: said.append((not text.startswith('waiting'), when, text)) # who waits says little
+    return [text for *_, text in sorted(said)]
 
 def at_work(after:int=0, folder:Path|None=None, names=None) -> str: # after: as of `going_on`; folder, names: as of `told`, default: where this process tells
     "What is going on in other processes, how many they are and what the newest does; or else here"
