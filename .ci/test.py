@@ -148,9 +148,13 @@ def on_two_workers():
     study, other, where = Path(TMP.name)/'smoke.yaml', Path(TMP.name)/'study'/'records', Path(TMP.name)/'workers'/'records'
     plain = Path(TMP.name)/'workers.yaml'
     plain.write_text(study.read_text().replace('report: report_study.ipynb\n', ''))
-    r = run('vpstudy_study', 'run', str(plain), '--records', str(where), '--cluster', 'local', '--workers', '2', '--json')
+    r = run('vpstudy_study', 'run', str(plain), '--records', str(where), '--cluster', 'local', '--workers', '2')
     same = lambda a, b: {k: (v['metrics'], v['logits']['sha256']) for k, v in records(a).items()} == {k: (v['metrics'], v['logits']['sha256']) for k, v in records(b).items()}
     check('two Dask workers give the records of one process, to the last digit', r.returncode == 0 and len(records(where)) == 16 and same(where, other), r.stderr)
+    out = r.stdout.splitlines() or ['']
+    check('people get the means as a table, and the totals last', out[-1].startswith('settings: 2, trials: 16, done: 16') and any(re.fullmatch(r' *ilm +10( +0\.\d{3} \(0\.\d{3}\)){2}', l) for l in out), r.stdout)
+    log = [l for l in r.stderr.splitlines() if not re.match(r'\d+/18 \||\d\d:\d\d \| |dashboard: ', l)]
+    check('and on the error output what goes on, without chatter', ' trial digits ' in r.stderr and not log, log)
     r = run('vpstudy_study', 'check', str(plain), '--records', str(where), '--sample', '3', '--json')
     said = json.loads(r.stdout or '{}')
     check('vpstudy_study check: 3 compared, 0 differ', (r.returncode, said.get('compared'), said.get('differing')) == (0, 3, 0), r.stdout + r.stderr)
@@ -317,6 +321,48 @@ for e in distribution('vpstudy').entry_points.select(group='console_scripts'):
     code = 'from vpstudy.core import data_path; import os; print(data_path(), os.environ["VPSTUDY_DATA"])'
     said = [alone(sys.executable, '-c', code, PYTHONPATH=str(TOP), VPSTUDY_DATA=v).stdout.split() for v in ('', 'scratch')]
     check('a checkout keeps data/, wherever you stand; a relative VPSTUDY_DATA is read from there, once', said == [[f'{TOP}/data'] * 2, [f'{here}/scratch'] * 2], said)
+def what_you_see():
+    in_a_log()
+    on_a_terminal()
+
+def in_a_log():
+    "A study without a terminal: its jobs say what they do, in order; lines of a log name it; nothing is left"
+    study, where = Path(TMP.name)/'seen.yaml', Path(TMP.name)/'seen'/'records'
+    study.write_text('common: {backbone: glyphs_smoke, shots: [1, 10], seeds: 0, epochs: 40, modes: [ilm, lp]}\nsettings:\n- {method: gmp, sparsity: 0.9}\n')
+    p = subprocess.Popen(['vpstudy_study', 'run', str(study), '--records', str(where), '--json'], env={**ENV, 'VPSTUDY_DATA': f'{TMP.name}/seen'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said = []
+    while p.poll() is None:
+        for f in where.glob('.*.now.tmp'):
+            try: said.append(f.read_text())
+            except OSError: pass # gone already
+        time.sleep(.01)
+    out, err = p.communicate()
+    texts = list(dict.fromkeys(said))
+    first = [next((k for k, t in enumerate(texts) if w in t), None) for w in ('source network glyphs_smoke', '\ngmp 0.9', 'trial digits ilm 10 shots seed 0', 'trial digits lp 1 shots seed 0')]
+    check('a job says what it does: source network, gmp 0.9, one trial after the other', None not in first and first == sorted(first), (first, texts))
+    check('and how far: epochs, the last accuracy', all(any(re.search(w, t) for t in texts) for w in (r'shots seed 0, epoch \d+ of 40', r'shots seed 0.*; last trial 0\.\d')), texts)
+    log = err.splitlines()
+    check('a log names the trial, a rate and an end, and counts the network: 5 of 5', re.search(r'\d/5 \|.* left.*\| trial digits ', err) and any(l.startswith('5/5 |##########|') and 'it' in l for l in log), err)
+    check('a few lines, and no chatter', len(log) < 15 and all(re.match(r'\d/5 \||\d\d:\d\d \| ', l) for l in log), err)
+    check('one line of JSON on stdout', p.returncode == 0 and out.count('\n') == 1 and json.loads(out)['done'] == 4, out)
+    left = [f.name for f in Path(TMP.name, 'seen').rglob('.*')]
+    check('nothing is left of what was said', not left, left)
+
+def on_a_terminal():
+    "Plain papermill in a terminal: its own bar, and ours below it; the notebook keeps one line"
+    import pty
+    out, shown = Path(TMP.name)/'terminal.ipynb', b''
+    pid, fd = pty.fork()
+    if not pid: os.execvpe('papermill', ['papermill', str(TOP/'nbs/run.ipynb'), str(out), *SMOKE, *f'-p epochs 60 -p shots 10 -p seeds 0,1 -p modes ilm -p records {TMP.name}/terminal'.split()], ENV)
+    while True:
+        try: shown += (more := os.read(fd, 65536))
+        except OSError: break # it has ended
+        if not more: break
+    rc, shown = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode(errors='replace')
+    check('papermill in a terminal: below its bar, ours names the trial, its epoch and the end', rc == 0 and 'Executing' in shown and re.search(r'\n\r\d/3 \|[^\r]* left[^\r]*\| trial digits ilm 10 shots seed \d, epoch \d+ of 60', shown), shown[-3000:])
+    nb = json.loads(out.read_text())
+    lines = [''.join(o['data']['text/plain']) for c in nb['cells'] for o in c.get('outputs', []) if '|####' in ''.join(o.get('data', {}).get('text/plain', ''))]
+    check('its notebook keeps one line', len(lines) == 1 and lines[0].startswith('3/3 |##########|') and not any(o.get('name') == 'stderr' for c in nb['cells'] for o in c.get('outputs', [])), lines)
 
 def run_part(f):
     "Run one part and print its lines"
@@ -326,7 +372,7 @@ def run_part(f):
     print(*part.lines, f'       ({f.__name__}: {time.time() - start:.0f} s)', sep='\n', flush=True)
 
 run_part(clean_and_exported) # alone: it may change files that others read
-with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, installed, ids, counts, kill_and_resume, jobs_elsewhere, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
+with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, installed, ids, counts, what_you_see, kill_and_resume, jobs_elsewhere, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
 TMP.cleanup()
 print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
 sys.exit(not all(results))

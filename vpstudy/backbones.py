@@ -9,6 +9,7 @@ __all__ = ['backbones', 'GLYPHS', 'FONTS', 'GLYPHS_VERSION', 'Backbone', 'save_n
 
 # %% ../nbs/10_backbones.ipynb #e5e5b4a6
 import contextlib, json, math, time
+from .bars import doing, progress
 from .core import BadInput, Registry, data_path, rng, seed_everything, sha256, using_threads, write_atomic
 from .fitting import Batches, Recipe, Trainer, top1
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ def glyphs(split:str, n:int, seed:int=0) -> tuple: # uint8 [n, 3, 32, 32], int64
     labels = torch.arange(n) % len(GLYPHS)
     if not path.exists():
         g = rng('glyphs', split, seed)
-        images = torch.cat([(draw(letters(split), y, g) * 255).round().byte() for y in labels.split(1000)])
+        images = torch.cat([(draw(letters(split), y, g) * 255).round().byte() for y in progress(labels.split(1000), f'drawing {split} images', 1000)])
         write_atomic(path, save({'images': images}))
     return load_file(path)['images'], labels
 
@@ -230,14 +231,13 @@ class GlyphsModel:
         "Top-1 on held-out fonts"
         return dict(accuracy=top1(net, Batches(*glyphs('test', self.n_test), 500, self.normalise)), n=self.n_test)
 
-    def file(self, weights:str='trained', network_seed:int=0) -> Path:
-        "Where the dense network is kept once it is trained"
+    def path(self, weights:str='trained', network_seed:int=0) -> Path:
+        "Where the dense network is, or will be"
         return data_path('checkpoints', f'{self.name}-dense-n{network_seed}-{self.weights_id(weights)[:10]}.safetensors')
 
-    def load(self, weights:str='trained', network_seed:int=0) -> Backbone:
-        "The dense network, from `data/checkpoints` or trained now"
-        path = self.file(weights, network_seed)
-        if not path.exists():
+    def train(self, path:Path, network_seed:int):
+        "Train the dense network"
+        with doing(f'source network {self.name}' + f', number {network_seed}' * bool(network_seed)):
             start, trainer = time.perf_counter(), self.trainer(self.recipe, network_seed)
             trainer.partial = path.with_suffix('.partial')
             seed_everything('net', network_seed)
@@ -246,6 +246,11 @@ class GlyphsModel:
                 trainer.fit(net)
                 save_net(net, path, dict(upstream=self.test(net), history=trainer.history, seconds=time.perf_counter() - start))
             trainer.partial.unlink(missing_ok=True)
+
+    def load(self, weights:str='trained', network_seed:int=0) -> Backbone:
+        "The dense network, from `data/checkpoints` or trained now"
+        path = self.path(weights, network_seed)
+        if not path.exists(): self.train(path, network_seed)
         net = self.build()
         note = load_net(net, path)
         return self.backbone(net, dict(note['upstream'], seconds=note['seconds'], history=note['history'], weights_sha256=net_sha256(net)))

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['RETRIES', 'TIMEOUT', 'SETTLE', 'environment', 'own_kernel', 'execute', 'without_records', 'KernelDied', 'run_job',
-           'run_here', 'run_there', 'on_workers', 'asks_for_gpus', 'batch_system', 'workers_of', 'job_script',
-           'watching', 'notes_of', 'note_failure', 'left_of', 'tasks_of', 'run_study']
+           'run_here', 'run_named', 'run_there', 'on_workers', 'asks_for_gpus', 'batch_system', 'workers_of',
+           'job_script', 'to_make', 'watching', 'notes_of', 'note_failure', 'left_of', 'tasks_of', 'run_study']
 
 # %% ../nbs/32d_cluster.ipynb #9ce417a5
-import contextlib, os, platform, re, shlex, sys, threading, time, uuid
+import contextlib, logging, os, platform, re, shlex, sys, threading, time, uuid
 from collections import Counter
 from pathlib import Path
+from .bars import Pieces, at_work, clear_told, counting, doing, say
 from .core import BadInput, checkout, data_path, nbs_path, needs, own_cores, sha256
-from .costs import Rates, jobs
+from .costs import START, Rates, expected, jobs
 from .counts import count, takes_tables
 from .plan import read_study
 from .records import readable, record_path, records_path, write_failure
+from .compress import network_path
 from .study import missing
 from .tables import read_all
 
@@ -42,7 +44,8 @@ def execute(notebook:str, out:Path, parameters:dict, env:dict|None=None): # env:
     import papermill
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     return papermill.execute_notebook(str(nbs_path(notebook)), str(out), parameters=parameters, progress_bar=False, kernel_name='python3',
-                                      cwd=str(nbs_path()) if checkout() else None, kernel_manager_class=own_kernel(env or environment()))
+                                      cwd=str(nbs_path()) if checkout() else None, kernel_manager_class=own_kernel(env or environment()),
+                                      extra_arguments=['--log-level=CRITICAL']) # what a notebook raises is raised here
 
 # %% ../nbs/32d_cluster.ipynb #311702a1
 def without_records(wanted, ran:str|None=None, wait:float=0) -> str|None: # wanted: paths of records; ran: the machine that made them; wait: seconds, for a disk that is shared
@@ -80,6 +83,10 @@ def run_here(*job) -> str|None: # job: what `run_job` takes
         except KernelDied as e: why = f'{e} (tried {1 + RETRIES} times)'
         except (OSError, RuntimeError) as e: return f'{type(e).__name__}: {e}'
     return why
+
+def run_named(parameters:dict, out:Path, *notebook) -> str|None:
+    "`run_here`, named while it runs: what a notebook does before its first trial and after its last says nothing itself"
+    with doing(f'notebook {Path(out).parent.name}/{Path(out).name}'): return run_here(parameters, out, *notebook)
 
 # %% ../nbs/32d_cluster.ipynb #8d52e0f7
 SETTLE = 10 # seconds that a shared disk may take to show what was written elsewhere
@@ -141,7 +148,8 @@ def _local(workers):
     workers = workers or own_cores()
     share = os.environ.get('VPSTUDY_THREADS') or str(max(1, own_cores() // workers))
     return needs('dask.distributed', 'cluster').LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=None,
-                                                           dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share)), None
+                                                           dashboard_address='127.0.0.1:0', env=dict(VPSTUDY_THREADS=share),
+                        silence_logs=logging.ERROR), None
 
 @contextlib.contextmanager
 def workers_of(where:str, spec:dict|None, n_jobs:int, workers:int|None=None): # yields (client, resources of a job)
@@ -158,7 +166,7 @@ def workers_of(where:str, spec:dict|None, n_jobs:int, workers:int|None=None): # 
         try: client = stack.enter_context(Client(cluster if cluster is not None else where, timeout=TIMEOUT))
         except (OSError, ValueError) as e:
             raise BadInput(f'cluster={where!r}: no scheduler answers there ({type(e).__name__}); give local, file or an address such as tcp://host:8786') from None
-        print(f'dashboard: {client.dashboard_link}', flush=True)
+        say(f'dashboard: {client.dashboard_link}')
         yield client, resources
 
 def job_script(file) -> str:
@@ -168,21 +176,37 @@ def job_script(file) -> str:
     finally: cluster.close()
 
 # %% ../nbs/32d_cluster.ipynb #ed3d82c9
+def to_make(plan:list, left:dict, rates:Rates) -> dict: # left: of `left_of`. -> path: seconds it is expected to take
+    "The files that a plan still has to make: networks, and records of trials"
+    out = {}
+    for p in plan:
+        pairs = [pair for pair, i in zip(p.trials, p.ids) if i in left] if p.setting else []
+        if not pairs: continue
+        took, path = expected(p.setting, pairs, rates), network_path(p.setting)
+        mine = {**({path: took[p.setting.id]} if path and not path.exists() else {}), **{left[i]: s for i, s in took.items() if i in left}}
+        mine[next(iter(mine))] += START # of its notebook
+        out.update(mine)
+    return out
+
 @contextlib.contextmanager
-def watching(paths:list, done:int=0): # done: trials that need no path
-    "A progress bar on the terminal that counts `paths` as they appear"
-    from tqdm import tqdm
-    count, stop = lambda: done + sum(p.exists() for p in paths), threading.Event()
-    with tqdm(total=done + len(paths), initial=count(), unit='trial', smoothing=.05) as bar:
-        def look():
-            while not stop.wait(1):
-                bar.update(count() - bar.n); bar.refresh()
-        thread = threading.Thread(target=look, daemon=True)
-        thread.start()
-        try: yield bar
-        finally:
-            stop.set(); thread.join()
-            bar.update(count() - bar.n)
+def watching(
+    make:dict, # of `to_make`
+    done:int, # what is there already
+    where:Path, # jobs say what they do in this folder
+    names, # under these names: ids of settings
+    workers:int=1, # jobs at a time
+):
+    "A bar that counts files as they appear, whoever writes them, and names what goes on"
+    pieces, looked = Pieces(make, done, workers), [0., 0.] # when, and how long it took
+    def look():
+        if (start := time.monotonic()) - looked[0] > 20 * looked[1]: # a large study on a slow disk is looked at less often
+            for path in [p for p in pieces.left if p.exists()]: pieces.made(path)
+            looked[:] = time.monotonic(), time.monotonic() - start
+        return at_work(0, where, names) or ('notebooks are starting' if pieces.left else 'notebooks are ending')
+    clear_told(where)
+    try:
+        with counting(pieces, look, 0) if make else contextlib.nullcontext(): yield
+    finally: clear_told(where)
 
 # %% ../nbs/32d_cluster.ipynb #0f89bda5
 def notes_of(task) -> dict: # of `tasks_of`; file -> content
@@ -233,15 +257,18 @@ def run_study(
 ) -> dict: # setting or label -> why it stopped
     "Run what a study has not done; a setting that fails does not stop the others"
     if workers is not None and workers < 1: raise BadInput(f'workers={workers!r} is not allowed; give a number of workers, 1 or more')
-    plan, reuse = count(file, records, reuse, fetch=True).plan, takes_tables(file, reuse)
-    failed = {p.label: p.unresolved for p in plan if p.unresolved and None in p.ids} # of others every trial has a record
-    tasks = tasks_of(plan, left := left_of(plan, records, reuse), records, split, reuse)
+    with doing('reading the study and its records'):
+        c, reuse = count(file, records, reuse, fetch=True), takes_tables(file, reuse)
+        plan, left = c.plan, left_of(c.plan, records, reuse)
+        tasks, make = tasks_of(plan, left, records, split, reuse), to_make(plan, left, Rates(c.every))
+    failed, here = {p.label: p.unresolved for p in plan if p.unresolved and None in p.ids}, [p for p in plan if p.setting] # unresolved: of others every trial has a record
     before, shares = {t[1]: notes_of(t) for t in tasks}, Counter(t[1].parent.name for t in tasks)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watching([*left.values()], sum(len(p.trials) for p in plan) - len(left)))
+        at_once = min(workers or own_cores(), len(tasks)) if cluster else 1
+        stack.enter_context(watching(make, sum(1 + len(p.trials) for p in here) - len(make), records_path(records), {p.setting.id for p in here}, at_once))
         if cluster and tasks:
             ends = on_workers((c := stack.enter_context(workers_of(cluster, read_study(file).get('cluster'), len(tasks), workers)))[0], tasks, c[1])
-        else: ends = ((t, run_here(*t)) for t in tasks)
+        else: ends = ((t, run_named(*t)) for t in tasks)
         try:
             for task, reason in ends:
                 if not reason: continue

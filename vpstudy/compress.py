@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHOD_PARAMS', 'checkpoint_setting', 'model_of', 'recipe_id', 'blank', 'check_fits', 'make_setting', 'stored_bytes',
-           'weight_bits', 'check_density', 'network_file', 'not_made', 'dense_lock', 'compressed', 'loaded']
+           'weight_bits', 'check_density', 'network_path', 'not_made', 'dense_lock', 'compressed', 'loaded']
 
 # %% ../nbs/14_compress.ipynb #358d074c
 import copy, time
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch, torch.nn as nn
 from filelock import FileLock
 from safetensors.torch import load_file
+from .bars import doing
 from .core import BadInput, Setting, data_path, seed_everything, sha256, using_threads
 from .backbones import Backbone, backbones, load_net, net_sha256, own_file, save_net
 import vpstudy.clip, vpstudy.vit # their backbones, and those of `imagenet`
@@ -125,16 +126,16 @@ def check_density(net:nn.Module, setting:Setting, path):
         want = sum(m.numel() if nm_mask(m, a, b) is None else m.numel() * a // b for m in masks.values())
     if got != want: raise BadInput(f'{path} keeps {got} weights where {setting.label} keeps {want} of {n}; delete the file to compress anew')
 
-def network_file(setting:Setting) -> Path:
-    "Where the network of a setting that is not dense is kept once it is made"
-    return data_path('checkpoints', f'{setting.id}.safetensors')
+def network_path(setting:Setting) -> Path|None: # None: the weights are somebody's, as they are
+    "The file that the network of a setting becomes"
+    if setting.method != 'dense': return data_path('checkpoints', f'{setting.id}.safetensors')
+    model = backbones[setting.backbone]
+    return model.path(setting.weights, setting.network_seed) if hasattr(model, 'path') else None
 
 def not_made(setting:Setting) -> list: # of paths
     "Which files `compressed` would have to make first, by training"
-    model = backbones[setting.backbone]
-    own = [network_file(setting)] if setting.method != 'dense' else []
-    dense = [model.file(setting.weights, setting.network_seed)] if hasattr(model, 'file') and setting.method != 'checkpoint' else []
-    return [p for p in (*dense, *own) if not p.exists()]
+    dense = [] if setting.method == 'checkpoint' else [Setting(setting.backbone, setting.weights, setting.weights_id, 'dense', network_seed=setting.network_seed)]
+    return [p for s in (*dense, setting) if (p := network_path(s)) and not p.exists()]
 
 def dense_lock(setting:Setting) -> FileLock:
     "Held while the dense network of a setting is trained, so that it is trained once"
@@ -155,21 +156,22 @@ def compressed(
     weights = sum(m.weight.numel() for m in prunable(backbone.net).values())
     if setting.method == 'dense': note = dict(upstream=backbone.upstream, seconds=0.)
     else:
-        path = network_file(setting)
+        path = network_path(setting)
         if not path.exists():
             if setting.recipe_id != recipe_id(setting.method, model, setting.images and get_pack(setting.images)):
                 raise BadInput(f'{setting.label}: the images {setting.images!r}, or how it is compressed, are not those of this setting any more; make the setting anew')
             before = dict(previous=compressed(replace(setting, state=setting.state - 1), masks=True).net) if setting.state else {}
-            start, net = time.perf_counter(), backbone.net # of this round alone
-            trainer = model.trainer(model.tune, setting.network_seed, setting.images, backbone.net)
-            trainer.partial = path.with_suffix('.partial')
-            # all rounds of a ticket start from the same weights
-            seed_everything('compress', replace(setting, state=0).id if setting.state is not None else setting.id)
-            with using_threads(model.threads): # more sum in another order, and it would be another network
-                entry.f(net, trainer, **{k: getattr(setting, k) for k in entry.params}, **before)
-                save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net, setting.weights),
-                                         history=trainer.history, seconds=time.perf_counter() - start))
-            trainer.partial.unlink(missing_ok=True)
+            with doing(setting.label):
+                start, net = time.perf_counter(), backbone.net # of this round alone
+                trainer = model.trainer(model.tune, setting.network_seed, setting.images, backbone.net)
+                trainer.partial = path.with_suffix('.partial')
+                # all rounds of a ticket start from the same weights
+                seed_everything('compress', replace(setting, state=0).id if setting.state is not None else setting.id)
+                with using_threads(model.threads): # more sum in another order, and it would be another network
+                    entry.f(net, trainer, **{k: getattr(setting, k) for k in entry.params}, **before)
+                    save_net(net, path, dict(setting=asdict(setting), parent=backbone.upstream['weights_sha256'], upstream=model.test(net, setting.weights),
+                                             history=trainer.history, seconds=time.perf_counter() - start))
+                trainer.partial.unlink(missing_ok=True)
         net = model.build()
         if entry.form:
             with own_file(path): entry.form(net, load_file(path), **{k: getattr(setting, k) for k in entry.params})
@@ -192,7 +194,7 @@ def compressed(
 # %% ../nbs/14_compress.ipynb #7cb0d12d
 def loaded(setting:Setting) -> Backbone:
     "The backbone of a checkpoint's setting"
-    path, start = network_file(setting), time.perf_counter()
+    path, start = network_path(setting), time.perf_counter()
     if not path.exists():
         if setting.checkpoint not in _files:
             raise BadInput(f'the file of {setting.label} ({setting.checkpoint[:10]}) was not converted yet; give it again with -p checkpoint FILE')

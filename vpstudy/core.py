@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'BadInput', 'Registry', 'check_range', 'check_shots', 'lacking', 'needs', 'as_list', 'checkout', 'root',
-           'nbs_path', 'data_path', 'first_line', 'writing', 'write_atomic', 'sweep', 'progress', 'canonical', 'sha256',
-           'make_id', 'Setting', 'Trial', 'rng', 'seed_everything', 'keep_memory', 'own_cores', 'set_threads',
-           'using_threads', 'resolve_device', 'resolve_precision', 'machine', 'versions', 'git_state', 'Parameters']
+           'nbs_path', 'data_path', 'first_line', 'writing', 'write_atomic', 'sweep', 'canonical', 'sha256', 'make_id',
+           'Setting', 'Trial', 'rng', 'seed_everything', 'keep_memory', 'own_cores', 'set_threads', 'using_threads',
+           'resolve_device', 'resolve_precision', 'machine', 'versions', 'git_state', 'Parameters']
 
 # %% ../nbs/00_core.ipynb #477838f6
 import contextlib, ctypes, hashlib, importlib, json, os, platform, random, re, subprocess, sys, tempfile, typing, warnings
@@ -135,16 +135,6 @@ def sweep(folder:Path) -> list:
     left = [p for p in Path(folder).glob('.*.tmp') if (m := mine.fullmatch(p.name)) and not psutil.pid_exists(int(m[1]))]
     for p in left: p.unlink(missing_ok=True)
     return [p.name for p in left]
-
-# %% ../nbs/00_core.ipynb #0c0110b3
-def progress(items, what:str, each:int=1, total:int|None=None): # each: things an item stands for; total: items, where they cannot be counted
-    "Yields `items` under a progress bar with a rate and an end, on the error output; `what` says what is going on"
-    from tqdm import tqdm
-    n = len(items) if total is None else total
-    with tqdm(total=n * each, desc=what, smoothing=.1) as bar:
-        for item in items:
-            yield item
-            bar.update(each)
 
 # %% ../nbs/00_core.ipynb #d36ffdf1
 SCHEMA = 1 # raise it when the meaning of a field in a setting, trial or record changes

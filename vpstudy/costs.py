@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PASSES', 'GMACS', 'TFLOPS', 'STEP', 'START', 'SIZES', 'kind', 'work', 'point_work', 'gmacs', 'counted', 'Rates',
-           'jobs', 'cost_table', 'makespan', 'cost_tables', 'scaling', 'sizes', 'counted_sizes', 'kept_bytes']
+           'expected', 'jobs', 'cost_table', 'makespan', 'cost_tables', 'scaling', 'sizes', 'counted_sizes',
+           'kept_bytes']
 
 # %% ../nbs/32c_costs.ipynb #b7a13f48
 import heapq, math
 from functools import cache
 import numpy as np, pandas as pd, torch
 from .backbones import backbones
-from .core import BadInput, as_list
+from .core import BadInput, Setting, as_list
 from .plan import elsewhere, facts
 from .transfer import default_batch, modes as mode_registry
 
@@ -95,6 +96,22 @@ class Rates:
         size = params.get('size') or facts(point['targets']).size
         a, b, basis = self.of(params.get('backbone', 'glyphs_resnet'), point['modes'], size if mode_registry[point['modes']].prompted else None)
         return a * passes + b * steps, basis
+
+# %% ../nbs/32c_costs.ipynb #b2aefd03
+def expected(setting:Setting, trials:list, rates:Rates) -> dict: # id of the setting, of each trial -> seconds
+    "What making the network of a setting, and each of its (target, trial) pairs, is expected to take"
+    recipe = getattr(backbones[setting.backbone], 'recipe' if setting.method == 'dense' else 'tune', None) # None: weights that are somebody's
+    out = {setting.id: 0.}
+    if recipe:
+        a_pass, a_step, _ = rates.of(setting.backbone, 'ft', None)
+        out[setting.id] = rates.compress.get((setting.backbone, setting.method)) or recipe.epochs * recipe.images * (3 * a_pass + a_step / recipe.batch)
+    for target, t in trials:
+        pool = len(target.labels['train'])
+        n = pool if t.shots == 'full' else min(pool, t.shots * len(target.classes))
+        passes, steps = work(t.mode, n, len(target.labels[t.split]), t.epochs, t.batch, t.votes)
+        a_pass, a_step, _ = rates.of(setting.backbone, t.mode, t.size)
+        out[t.id(setting)] = a_pass * passes + a_step * steps
+    return out
 
 # %% ../nbs/32c_costs.ipynb #7dc0a5e8
 def jobs(

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 import torch, torch.nn as nn
+from .bars import doing, noting, progress
 from .core import resolve_device, resolve_precision, rng, seed_everything, sha256, writing
 
 # %% ../nbs/02_fitting.ipynb #8c565631
@@ -64,7 +65,7 @@ def remembering(path:Path|None, part:int): # part: which training of several thi
     if kept.get('part') != part: kept = {}
     class Remembering(Callback):
         "Keeps what a training needs to go on, and puts it back before the first step"
-        order, done, rows = 80, kept.get('epoch', 0), kept.get('rows', [])
+        order, done, rows, now = 80, kept.get('epoch', 0), kept.get('rows', []), None # now: what of `doing` counts the steps
         def others(self): return [(f'{i} {type(c).__name__}', c) for i, c in enumerate(self.learn.cbs) if hasattr(c, 'remembers')]
         def before_fit(self):
             "Go on where the file left off"
@@ -74,7 +75,11 @@ def remembering(path:Path|None, part:int): # part: which training of several thi
             torch.set_rng_state(kept['random']); self.dls.train.generator.set_state(kept['order'])
             vars(self.recorder.smooth_loss).update(kept['loss'])
             for name, c in self.others(): vars(c).update(kept['callbacks'][name])
-        def before_train(self): self.learn.train_iter = self.epoch * len(self.dls.train)
+        def before_train(self):
+            self.learn.train_iter = self.epoch * len(self.dls.train)
+            noting(f'epoch {self.epoch + 1} of {self.n_epoch}' + (f', accuracy {self.rows[-1]["accuracy"]:.3f}' if self.rows else ''))
+        def after_batch(self):
+            if self.training and self.now: self.now.n += 1
         def after_epoch(self):
             "Note the epoch; keep all that the next one begins with, unless it was the last"
             if self.epoch < self.done: return # passed over
@@ -127,7 +132,7 @@ def soft_labels(net:nn.Module, images, normalise, batch:int=64) -> torch.Tensor:
     "What a network thinks of `images` (uint8): the labels to distil it by (Hinton et al. 2015)"
     device, home = resolve_device(), next(net.parameters()).device
     net = net.eval().to(device)
-    out = torch.cat([net(normalise(b.to(device).float() / 255).contiguous(memory_format=torch.channels_last)).softmax(1).cpu() for b in images.split(batch)])
+    out = torch.cat([net(normalise(b.to(device).float() / 255).contiguous(memory_format=torch.channels_last)).softmax(1).cpu() for b in progress(images.split(batch), 'labels of the dense network', batch)])
     net.to(home)
     return out
 
@@ -156,6 +161,7 @@ class Trainer:
         scratch:bool=False, # whether the weights were drawn anew: then BatchNorm's statistics have no counterparts in the teacher
     ) -> list: # one row an epoch: loss of training, loss and accuracy on validation images
         "One cycle of AdamW under the recipe (steps and offsets of quantizers without decay), with `cbs`; BatchNorm as `reestimate_bn` has it, where there is a teacher"
+        import fastai.callback.progress # patches in no_bar
         from fastai.callback.schedule import Learner # with fit_one_cycle patched in
         from fastai.data.core import DataLoaders
         from fastai.optimizer import OptimWrapper
@@ -167,7 +173,8 @@ class Trainer:
         split = lambda net: [[p for p in net.parameters() if p.requires_grad and all(p is not s for s in steps)], *([steps] if steps else [])]
         learn = Learner(data, net.to(self.device, memory_format=torch.channels_last), nn.CrossEntropyLoss(), splitter=split,
                         opt_func=partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), metrics=agreement, cbs=[*cast, memory, *cbs, *self.cbs])
-        with learn.no_logging(): learn.fit_one_cycle(n, lr or self.recipe.lr, wd=[self.recipe.wd, 0.] if steps else self.recipe.wd, pct_start=peak, start_epoch=memory.done)
+        with learn.no_bar(), learn.no_logging(), doing(total=len(data.train) * (n - memory.done)) as memory.now:
+            learn.fit_one_cycle(n, lr or self.recipe.lr, wd=[self.recipe.wd, 0.] if steps else self.recipe.wd, pct_start=peak, start_epoch=memory.done)
         if self.teacher is not None: reestimate_bn(net, self.batches(1000), None if scratch else self.teacher)
         self.history.append(memory.rows)
         return memory.rows
@@ -177,4 +184,4 @@ def top1(net:nn.Module, batches:Batches) -> float:
     "Share of images whose largest logit is their label, 0 to 1; fp32"
     net, device = net.eval(), next(net.parameters()).device
     batches.to(device)
-    return sum((net(x).argmax(1) == y).sum().item() for x, y in batches) / len(batches.images)
+    return sum((net(x).argmax(1) == y).sum().item() for x, y in progress(batches, 'measuring')) / len(batches.images)

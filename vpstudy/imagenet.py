@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from safetensors.torch import load_file
+from .bars import progress
 from .core import BadInput, data_path, resolve_device, rng, sha256, write_atomic
 from .packs import Pack, decoded, get_pack, packs_here
 from .fitting import Recipe, Trainer, soft_labels
@@ -244,7 +245,7 @@ def check(backbone:Backbone, pack:Pack, crop:int|None=None, split:str='test', ba
     net, home = backbone.net.eval(), next(backbone.net.parameters()).device
     net.to(device, memory_format=torch.channels_last)
     see = lambda b: net(backbone.normalise(b.to(device).float() / 255).contiguous(memory_format=torch.channels_last)).argmax(1).cpu()
-    hits = sum(int((see(a) == b).sum()) for a, b in zip(x.split(batch), y.split(batch)))
+    hits = sum(int((see(a) == b).sum()) for a, b in progress([*zip(x.split(batch), y.split(batch))], f'measuring {backbone.name}', batch))
     net.to(home)
     return dict(backbone=backbone.name, accuracy=hits / len(y), n=len(y))
 

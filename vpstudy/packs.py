@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import chunked
 from PIL import Image
-from .core import BadInput, data_path, own_cores, progress, sha256, sweep, writing
+from .bars import progress
+from .core import BadInput, data_path, own_cores, sha256, sweep, writing
 
 # %% ../nbs/01_packs.ipynb #2d5a0209
 COLUMNS = 'image', 'label', 'split', 'path'

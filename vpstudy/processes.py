@@ -11,12 +11,13 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from .bars import place, worker
 from .core import set_threads
 
 # %% ../nbs/03_processes.ipynb #11784296
-def start_worker(parent):
-    "One thread; and no worker outlives the run it belongs to, however that ended"
-    set_threads(1)
+def start_worker(parent, told):
+    "One thread, no bars; and no worker outlives the run it belongs to, however that ended"
+    set_threads(1); worker(told)
     def watch():
         while os.getppid() == parent: time.sleep(.5)
         os._exit(1)
@@ -26,7 +27,7 @@ def in_processes(f, calls:list, workers:int): # f: a module's function; calls: t
     "Yields (call, result) as they end; of a call whose process was killed twice while it was alone, the result is a sentence"
     left, killed = range(len(calls)), Counter() # indices of calls
     while left:
-        pool = ProcessPoolExecutor(workers, get_context('spawn'), start_worker, (os.getpid(),))
+        pool = ProcessPoolExecutor(workers, get_context('spawn'), start_worker, (os.getpid(), place()))
         lost, futures = set(), {}
         try:
             for i in left:

@@ -12,10 +12,11 @@ from dataclasses import asdict
 from functools import lru_cache, partial
 import torch
 from filelock import FileLock
-from .core import BadInput, Setting, as_list, check_shots, data_path, progress, resolve_device, set_threads, sweep
+from .bars import Pieces, clear_told, counting, doing, telling
+from .core import BadInput, Setting, as_list, check_shots, data_path, resolve_device, set_threads, sweep
 from .processes import in_processes
 from .backbones import backbones
-from .compress import METHOD_PARAMS, compressed, dense_lock, make_setting, model_of
+from .compress import METHOD_PARAMS, compressed, dense_lock, make_setting, model_of, network_path
 from .frozen import Frozen
 from .records import is_done, readable, records_path, write_failure, write_record, failure_path
 from .trained import keep
@@ -109,8 +110,11 @@ def out_of_memory(e:Exception) -> bool:
     "Whether memory ran out: Python's, torch's on either device, or a memory map's"
     return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or getattr(e, 'errno', None) == errno.ENOMEM or "can't allocate memory" in str(e)
 
+_last = '' # how well the last trial of this process did
+
 def _run_group(setting, target, trials, wanted, precision, upstream, records, device, networks=False):
     "Run trials side by side and write the records of those that are wanted"
+    global _last
     frozen = _frozen(setting, precision, device)
     if frozen.backbone.upstream['weights_sha256'] != upstream['weights_sha256']:
         raise BadInput(f'the checkpoint of {setting.id} was replaced while its trials ran; start again')
@@ -125,6 +129,7 @@ def _run_group(setting, target, trials, wanted, precision, upstream, records, de
     for trial, (result, logits, labels, fit) in zip(trials, results):
         if frozen.batch < usual: result['note'] = f'out of memory: passes of {frozen.batch} images instead of {usual}'
         if len(trials) > 1: result['together'] = [t.id(setting) for t in trials]
+        _last = f'; last trial {result["metrics"]["accuracy"]:.3f}'
         if trial not in wanted: continue
         learned = keep(setting, trial, get_target(target), frozen.backbone, fit, result['metrics'].get('temperature'), networks)
         write_record(setting, trial, upstream, result, logits, labels, records, frozen.device, learned)
@@ -137,7 +142,10 @@ def _why(e:Exception) -> str:
 
 def _attempt(setting, target, trials, wanted, *rest):
     "Id -> why that trial has no record; a disk that is full or gone is no trial's fault and is raised"
-    try: _run_group(setting, target, trials, wanted, *rest); return {}
+    t, more = trials[0], f' and {len(trials) - 1} more' * (len(trials) > 1)
+    try:
+        with doing(f'trial {t.target} {t.mode} {t.shots} shots seed {t.seed}{more}', tail=_last): _run_group(setting, target, trials, wanted, *rest)
+        return {}
     except Exception as e:
         if isinstance(e, OSError) and not out_of_memory(e): raise
         if len(trials) == 1: return {trials[0].id(setting): _why(e)}
@@ -150,7 +158,8 @@ def _upstream(setting, records):
     try:
         parent = {}
         if setting.method != 'checkpoint':
-            with dense_lock(setting): dense = backbones[setting.backbone].load(setting.weights, setting.network_seed)
+            with doing('waiting for the source network'): lock = dense_lock(setting).acquire()
+            with lock: dense = backbones[setting.backbone].load(setting.weights, setting.network_seed)
             parent = dict(parent_sha256=dense.upstream['weights_sha256'])
         with FileLock(data_path('checkpoints', f'{setting.id}.lock')): upstream = {**compressed(setting).upstream, **parent}
         failure_path(setting.id, where=records).unlink(missing_ok=True)
@@ -179,6 +188,7 @@ def run_setting(
     together:int|None=None, # images of a step that small trials take side by side; default: on a GPU `TOGETHER`, on a CPU 0: each trial alone
     reuse:bool=False, # leave out what a packed table holds
     keep_networks:bool=False, # of `ft`: keep every fine-tuned network beside its record
+    expected:dict={}, # id of the setting, and of trials -> seconds its network, and they, may take (for the bar); default: a second each
 ) -> int: # how many trials were run
     "Run the trials of `setting` that are not done, with a progress bar; `BadInput` at the end if some of them failed"
     cores, todo, failed, n = set_threads(), missing(setting, trials, records, reuse=reuse), {}, 0
@@ -187,22 +197,27 @@ def run_setting(
     try: folder.mkdir(parents=True, exist_ok=True); (folder/'.write-test').touch(); (folder/'.write-test').unlink(missing_ok=True)
     except OSError as e: raise BadInput(f'records cannot be written to {folder} ({e.strerror}); give another directory with -p records DIR') from None
     for place in (folder, data_path('checkpoints'), data_path('sources')): sweep(place)
+    clear_told(folder.parent)
     for _, t in todo: failure_path(setting.id, t.id(setting), records).unlink(missing_ok=True)
     small = backbones[setting.backbone].threads == 1 and resolve_device(device).type == 'cpu'
     workers = workers or (cores if small else 1)
     _frozen.cache_clear()
     try:
         if small: set_threads(1)
-        upstream = _upstream(setting, records)
-        check_same_weights(setting, upstream, records, reuse)
-        before, todo = len(todo), missing(setting, trials, records, upstream.get('parent_sha256'), reuse)
-        if len(todo) > before: print(f'{setting.id}: {len(todo) - before} packed trials are of another training of its dense network; they are run anew', flush=True)
-        calls = _calls(setting, trials, todo, together, records, device, upstream, keep_networks)
-        done = in_processes(_attempt, calls, workers) if workers > 1 else ((c, _attempt(*c)) for c in calls)
-        for trial, why in progress(((t.id(setting), why) for (_, _, _, wanted, *_), why in done for t in wanted), 'trials', total=len(todo)):
-            n += 1
-            if reason := why if isinstance(why, str) else why.get(trial):
-                failed[trial] = reason; write_failure(setting.id, reason, trial, records) # a sentence: their process was killed
+        takes, there = lambda *ids: {i: expected.get(i, 1.) for i in ids}, not (path := network_path(setting)) or path.exists()
+        pieces = Pieces(takes(*[setting.id] * (not there), *(t.id(setting) for _, t in todo)), there, workers) # its network is one of them
+        with telling(folder.parent, setting.id), counting(pieces):
+            upstream = _upstream(setting, records)
+            check_same_weights(setting, upstream, records, reuse)
+            before, todo = len(todo), missing(setting, trials, records, upstream.get('parent_sha256'), reuse)
+            if len(todo) > before: print(f'{setting.id}: {len(todo) - before} packed trials are of another training of its dense network; they are run anew', flush=True)
+            pieces.made(setting.id); pieces.add(takes(*(t.id(setting) for _, t in todo)))
+            calls = _calls(setting, trials, todo, together, records, device, upstream, keep_networks)
+            done = in_processes(_attempt, calls, workers) if workers > 1 else ((c, _attempt(*c)) for c in calls)
+            for trial, why in ((t.id(setting), why) for (_, _, _, wanted, *_), why in done for t in wanted):
+                n += 1; pieces.made(trial)
+                if reason := why if isinstance(why, str) else why.get(trial):
+                    failed[trial] = reason; write_failure(setting.id, reason, trial, records) # a sentence: their process was killed
     except OSError as e:
         raise BadInput(f'{e.strerror or e} ({e.filename or f"in {folder} or {data_path()}"}): stopped; finished trials ({n} of {len(todo)}) are kept, so mend it and run again') from None
     finally: set_threads()

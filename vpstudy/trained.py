@@ -14,7 +14,8 @@ import numpy as np, pandas as pd, torch, torch.nn as nn
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from .core import BadInput, Setting, Trial, needs, progress, sha256, writing
+from .core import BadInput, Setting, Trial, needs, sha256, writing
+from .bars import progress
 from .backbones import Backbone
 from .compress import compressed, not_made
 from .frozen import Frozen

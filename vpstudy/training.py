@@ -9,6 +9,7 @@ __all__ = ['BATCH', 'FULL_BATCH', 'DROPS', 'modes', 'default_batch', 'adam_drops
 # %% ../nbs/24c_training.ipynb #d0b1e7ef
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
+from .bars import noting
 from .core import Registry, Trial, rng
 
 # %% ../nbs/24c_training.ipynb #79e7927e
@@ -103,3 +104,4 @@ def epoch_together(
             if notes[k]: notes[k](seen[k].detach(), labels[k])
             hits[k] += (logits[k].argmax(1) == labels[k]).sum()
     for t, h in zip(trainings, hits): t.trace.append(h.item() / len(t.labels))
+    noting(f'epoch {len(trainings[0].trace)} of {trainings[0].trial.epochs}')

@@ -10,7 +10,8 @@ import argparse, json, sys
 from dataclasses import asdict, replace
 import pandas as pd
 from . import __version__
-from .core import BadInput, Setting, first_line, progress, set_threads
+from .bars import progress, telling
+from .core import BadInput, Setting, data_path, first_line, set_threads
 from .processes import in_processes
 from .packs import get_pack
 from .backbones import backbones
@@ -41,9 +42,11 @@ def upstream_table(
     others = [s for s in settings if s.state is None and s not in first and s.method != 'checkpoint'] # a file is read here: others do not know where it is
     todo = first + chains + others # no process waits for all dense networks, only for the one that it needs
     rows = {}
-    for (s,), row in progress(in_processes(upstream_row, [(s,) for s in todo], cores), 'settings', total=len(todo)):
-        if isinstance(row, str): raise BadInput(f'{s.label}: {row}')
-        rows[s] = row
+    data_path('checkpoints').mkdir(parents=True, exist_ok=True)
+    with telling(data_path('checkpoints'), 'upstream'):
+        for (s,), row in progress(in_processes(upstream_row, [(s,) for s in todo], cores), 'settings', total=len(todo)):
+            if isinstance(row, str): raise BadInput(f'{s.label}: {row}')
+            rows[s] = row
     return pd.DataFrame([rows[s] if s in rows else upstream_row(s) for s in settings])
 
 # %% ../nbs/14a_upstream.ipynb #dc6ce76c
