@@ -328,7 +328,7 @@ def what_you_see():
 def in_a_log():
     "A study without a terminal: its jobs say what they do, in order; lines of a log name it; nothing is left"
     study, where = Path(TMP.name)/'seen.yaml', Path(TMP.name)/'seen'/'records'
-    study.write_text('common: {backbone: glyphs_smoke, shots: [1, 10], seeds: 0, epochs: 40, modes: [ilm, lp]}\nsettings:\n- {method: gmp, sparsity: 0.9}\n')
+    study.write_text('common: {backbone: glyphs_smoke, shots: [1, 10], seeds: 0, epochs: 200, modes: [ilm, lp]}\nsettings:\n- {method: gmp, sparsity: 0.9}\n')
     p = subprocess.Popen(['vpstudy_study', 'run', str(study), '--records', str(where), '--json'], env={**ENV, 'VPSTUDY_DATA': f'{TMP.name}/seen'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     said = []
     while p.poll() is None:
@@ -340,7 +340,7 @@ def in_a_log():
     texts = list(dict.fromkeys(said))
     first = [next((k for k, t in enumerate(texts) if w in t), None) for w in ('source network glyphs_smoke', '\ngmp 0.9', 'trial digits ilm 10 shots seed 0', 'trial digits lp 1 shots seed 0')]
     check('a job says what it does: source network, gmp 0.9, one trial after the other', None not in first and first == sorted(first), (first, texts))
-    check('and how far: epochs, the last accuracy', all(any(re.search(w, t) for t in texts) for w in (r'shots seed 0, epoch \d+ of 40', r'shots seed 0.*; last trial 0\.\d')), texts)
+    check('and how far: epochs, the last accuracy', all(any(re.search(w, t) for t in texts) for w in (r'shots seed 0, epoch \d+ of 200', r'shots seed 0.*; last trial 0\.\d')), texts)
     log = err.splitlines()
     check('a log names the trial, a rate and an end, and counts the network: 5 of 5', re.search(r'\d/5 \|.* left.*\| trial digits ', err) and any(l.startswith('5/5 |##########|') and 'it' in l for l in log), err)
     check('a few lines, and no chatter', len(log) < 15 and all(re.match(r'\d/5 \||\d\d:\d\d \| ', l) for l in log), err)
@@ -353,13 +353,13 @@ def on_a_terminal():
     import pty
     out, shown = Path(TMP.name)/'terminal.ipynb', b''
     pid, fd = pty.fork()
-    if not pid: os.execvpe('papermill', ['papermill', str(TOP/'nbs/run.ipynb'), str(out), *SMOKE, *f'-p epochs 60 -p shots 10 -p seeds 0,1 -p modes ilm -p records {TMP.name}/terminal'.split()], ENV)
+    if not pid: os.execvpe('papermill', ['papermill', str(TOP/'nbs/run.ipynb'), str(out), *SMOKE, *f'-p epochs 200 -p shots 10 -p seeds 0,1 -p modes ilm -p records {TMP.name}/terminal'.split()], ENV)
     while True:
         try: shown += (more := os.read(fd, 65536))
         except OSError: break # it has ended
         if not more: break
     rc, shown = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode(errors='replace')
-    check('papermill in a terminal: below its bar, ours names the trial, its epoch and the end', rc == 0 and 'Executing' in shown and re.search(r'\n\r\d/3 \|[^\r]* left[^\r]*\| trial digits ilm 10 shots seed \d, epoch \d+ of 60', shown), shown[-3000:])
+    check('papermill in a terminal: below its bar, ours names the trial, its epoch and the end', rc == 0 and 'Executing' in shown and re.search(r'\n\r\d/3 \|[^\r]* left[^\r]*\| trial digits ilm 10 shots seed \d, epoch \d+ of 200', shown), shown[-3000:])
     nb = json.loads(out.read_text())
     lines = [''.join(o['data']['text/plain']) for c in nb['cells'] for o in c.get('outputs', []) if '|####' in ''.join(o.get('data', {}).get('text/plain', ''))]
     check('its notebook keeps one line', len(lines) == 1 and lines[0].startswith('3/3 |##########|') and not any(o.get('name') == 'stderr' for c in nb['cells'] for o in c.get('outputs', [])), lines)
