@@ -96,10 +96,9 @@ def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, di
     return dict(compared=len(picked), differing=len({d['id'] for d in out}), differences=out)
 
 # %% ../nbs/32e_commands.ipynb #a2818708
-def means(file, records=None, rows:int=40, columns:int=6) -> str: # rows, columns: at most
+def means(file, records=None, reuse:bool|None=None, rows:int=40, columns:int=6) -> str: # rows, columns: at most
     "Mean accuracy over seeds, and ECE in brackets, of a study's trials: mode and shots by setting"
-    wanted, out = {i for p in plan_study(file) for i in p.ids}, []
-    table = as_table([r for r in read_all(records)[0] if r['id'] in wanted])
+    table, out = as_table(count(file, records, reuse).found), []
     for (b, target), part in table.groupby(['backbone', 'target']) if len(table) else ():
         for k in ('weights', 'images'): # what legends do not say
             if part[k].nunique() > 1: part = part.assign(setting=part.setting.where(part[k].isna() | (part.method == 'checkpoint'), part.setting + ' ' + part[k].astype(str)))
@@ -216,6 +215,6 @@ def main(argv=None):
     except BadInput as e: sys.exit(f'vpstudy_study: {e}')
     except OSError as e: sys.exit(f'vpstudy_study: {e.strerror or e} ({e.filename}); finished trials are kept')
     except KeyboardInterrupt: sys.exit('vpstudy_study: stopped; finished trials are kept, so run again to go on')
-    if a.command == 'run' and not a.json: print(means(a.file, a.records), end='')
+    if a.command == 'run' and not a.json: print(means(a.file, a.records, a.reuse), end='')
     print(json.dumps(out) if a.json else _shown(out))
     if a.command == 'run' and out['missing'] or out.get('differing'): sys.exit(1)
