@@ -117,7 +117,8 @@ def count(
     wanted = {*rows.id.dropna()}
     found = [r for r in counted if r['id'] in wanted]
     done = {r['id'] for r in found}
-    return Counts(plan, rows, every, found, from_tables(done - {r['id'] for r in own}, records), from_tables(wanted - done, records), unresolved, ambiguous, left_out)
+    return Counts(plan, rows, every, found, from_tables(done - {r['id'] for r in own}, records), from_tables({r['id'] for r in every} & wanted - done, records),
+                  unresolved, ambiguous, left_out)
 
 def _rows(p): # of a setting that is resolved
     own = {k: getattr(p.setting, k) for k in ('backbone', 'weights', 'method', 'images', 'bits', 'state', 'network_seed')}
