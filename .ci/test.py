@@ -1,5 +1,5 @@
 "Everything that must hold for a commit. Prints one line a check; the last line is `N passed, N failed`."
-import json, os, re, socket, subprocess, sys, tempfile, threading, time, zipfile
+import contextlib, json, os, re, socket, subprocess, sys, tempfile, threading, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -106,7 +106,8 @@ def kill_and_resume():
     check('an undisturbed run writes 8 records', r.returncode == 0 and len(want) == 8, r.stderr)
     p = subprocess.Popen(['papermill', 'run.ipynb', f'{TMP.name}/killed.ipynb', *args, '-p', 'records', killed], cwd=TOP/'nbs', env={**ENV, 'VPSTUDY_THREADS': '2'}, stderr=subprocess.DEVNULL)
     while p.poll() is None and len(records(killed)) < 3: time.sleep(.05)
-    for child in [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)]: child.kill() # SIGKILL: papermill, the kernel, its workers
+    for child in [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)]: # SIGKILL: papermill, the kernel, its workers
+        with contextlib.suppress(psutil.NoSuchProcess): child.kill() # a worker ends by itself where its parent is gone
     p.wait()
     early = {f: f.stat().st_mtime_ns for f in Path(killed).glob('*/*.json')}
     check(f'kill -9 after {len(early)} of 8 records', 0 < len(early) < 8, len(early))
@@ -116,7 +117,7 @@ def kill_and_resume():
     check('and the same logits', {k: v['logits']['sha256'] for k, v in got.items()} == {k: v['logits']['sha256'] for k, v in want.items()})
     check('finished trials were not touched', all(f.stat().st_mtime_ns == t for f, t in early.items()))
     left = [f.name for f in Path(killed).rglob('*') if f.is_file() and f.suffix not in ('.json', '.safetensors')]
-    whole = {f.stem for f in Path(killed).rglob('*.safetensors')} == set(got)
+    whole = {f.name for f in Path(killed).rglob('*.safetensors')} == {i + end for i in got for end in ('.safetensors', '.trained.safetensors')}
     check('no half file is left', whole and not left, left)
 
 def studies():
@@ -341,7 +342,8 @@ def in_a_log():
     first = [next((k for k, t in enumerate(texts) if w in t), None) for w in ('source network glyphs_smoke', '\ngmp 0.9', 'trial digits ilm 10 shots seed 0', 'trial digits lp 1 shots seed 0')]
     check('a job says what it does: source network, gmp 0.9, one trial after the other', None not in first and first == sorted(first), (first, texts))
     check('and how far: epochs, the last accuracy', all(any(re.search(w, t) for t in texts) for w in (r'shots seed 0, epoch \d+ of 200', r'shots seed 0.*; last trial 0\.\d')), texts)
-    log = err.splitlines()
+    place, *log = err.splitlines()
+    check('the first line says where', place.startswith(f'data: {TMP.name}/seen, figures: '), place)
     check('a log names the trial, a rate and an end, and counts the network: 5 of 5', re.search(r'\d/5 \|.* left.*\| trial digits ', err) and any(l.startswith('5/5 |##########|') and 'it' in l for l in log), err)
     check('a few lines, and no chatter', len(log) < 15 and all(re.match(r'\d/5 \||\d\d:\d\d \| ', l) for l in log), err)
     check('one line of JSON on stdout', p.returncode == 0 and out.count('\n') == 1 and json.loads(out)['done'] == 4, out)

@@ -38,8 +38,9 @@ def keep(
     fit:Fit, # of `run_trial`
     temperature:float|None, # fitted on `fit.held_out`
     networks:bool=False, # keep a fine-tuned network, too
-) -> bytes: # a safetensors file
+) -> bytes|None: # a safetensors file; None where the mode does not say what it learned
     "What a trial learned, and how images were shown to it"
+    if fit.learned is None: return
     tensors = dict(zip(('held_out.logits', 'held_out.labels'), fit.held_out or ()))
     for part, learned in fit.learned.items():
         if isinstance(learned, torch.Tensor): tensors[part] = learned
