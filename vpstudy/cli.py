@@ -27,7 +27,8 @@ def _mapping(ax, record, most=24): # target classes listed
     rows = [*zip(record['data']['classes'], record['mapping']['source_name'])]
     lines = [f'{a} ← {b}' for a, b in rows[:most]] + ([f'and {len(rows) - most} more'] if len(rows) > most else [])
     half, font = -(-len(lines) // 2), 11 if len(lines) <= 12 else 8
-    for k, column in enumerate((lines[:half], lines[half:])): ax.text(.5 * k, .95, '\n'.join(s if len(s) < 34 else s[:32] + ' ...' for s in column), fontsize=font, va='top')
+    short = [s if len(s) < 34 else s[:32] + ' ...' for s in lines]
+    for k, column in enumerate((short[:half], short[half:])): ax.text(.5 * k, .95, '\n'.join(column), fontsize=font, va='top')
 
 def _reliability(ax, record):
     r, bins = {k: np.array(v) for k, v in record['reliability'].items()}, len(record['reliability']['count'])
@@ -50,12 +51,15 @@ def trial_picture(
     with torch.no_grad(): empty, shown = prompt(torch.zeros_like(x[:1])), prompt(x)
     best = trial(images).max(1)
     with styled({'axes.grid': False}):
-        fig, axs = plt.subplot_mosaic([['prompt', *range(5)], ['mapping'] * 3 + ['reliability'] * 3], figsize=(11, 5.4), height_ratios=[1, 1.35])
+        panels = ['prompt', *range(5)], ['mapping'] * 3 + ['reliability'] * 3
+        fig, axs = plt.subplot_mosaic([*panels], figsize=(11, 5.4), height_ratios=[1, 1.35])
         for k in range(5): axs[k].axis('off')
-        if isinstance(prompt, torch.nn.Identity): axs['prompt'].axis('off'); axs['prompt'].set_title('no prompt', fontsize=8)
+        if isinstance(prompt, torch.nn.Identity):
+            axs['prompt'].axis('off'); axs['prompt'].set_title('no prompt', fontsize=8)
         else: _canvas(axs['prompt'], empty[0], 'the prompt')
         for k, (image, name) in enumerate(zip(shown, names)):
-            axs[k].axis('on'); _canvas(axs[k], image, f'{name}\n-> {trial.classes[best.indices[k]]} ({best.values[k]:.2f})')
+            axs[k].axis('on')
+            _canvas(axs[k], image, f'{name}\n-> {trial.classes[best.indices[k]]} ({best.values[k]:.2f})')
         _mapping(axs['mapping'], record); _reliability(axs['reliability'], record)
         fig.suptitle(f'{record["setting_id"]}: {record["id"]}', fontsize=10); fig.tight_layout()
     return fig
@@ -80,7 +84,7 @@ def predict(
 # %% ../nbs/40_cli.ipynb #7561688a
 def show(
     record:RECORD,
-    images:Param('pictures to show under the prompt (default: the first test image of each of five classes)', str, nargs='*', opt=False),
+    images:Param('pictures to show under the prompt (default: a test image of each of five classes)', str, nargs='*', opt=False),
     out:str=None, # the picture (default: ID.png where you stand)
     records:str=None, # records directory (default: data/records)
 ) -> dict: # file
@@ -96,9 +100,11 @@ def own_images(record:dict) -> tuple: # (images, names of their classes)
     name = record['trial']['target']
     try: target = get_target(name)
     except BadInput:
-        raise BadInput(f'the images of target {name!r} are not here; put its pack where VPSTUDY_PACKS points, or name pictures of your own') from None
+        raise BadInput(f'the images of target {name!r} are not here; put its pack where VPSTUDY_PACKS points, '
+                       'or name pictures of your own') from None
     if target.sha256 != record['trial']['splits_sha256']:
-        raise BadInput(f'target {name!r} holds other images here than those of {record["id"]}; bring its pack back, or name pictures of your own')
+        raise BadInput(f'target {name!r} holds other images here than those of {record["id"]}; bring its pack back, '
+                       'or name pictures of your own')
     labels = target.labels['test'].tolist()
     first = {c: labels.index(c) for c in range(len(target.classes)) if c in labels}
     return [*target.pixels('test', index=[*first.values()][:5])], [target.classes[c] for c in [*first][:5]]
@@ -119,7 +125,8 @@ def _shown(out:dict) -> str:
     "A result for people"
     if 'file' in out: return out['file']
     width = max(len(i['image']) for i in out['images'])
-    lines = [f'{i["image"]:{width}}  ' + '  '.join(f'{c["probability"]:.3f} {c["class"]}' for c in i['classes']) for i in out['images']]
+    said = lambda classes: '  '.join(f'{c["probability"]:.3f} {c["class"]}' for c in classes)
+    lines = [f'{i["image"]:{width}}  {said(i["classes"])}' for i in out['images']]
     return '\n'.join([f'{out["record"]}, {"calibrated" if out["calibrated"] else "not calibrated"}', *lines])
 
 def main(argv=None):
@@ -127,7 +134,8 @@ def main(argv=None):
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ['--help']
     if name == '--version': print(f'vpstudy {__version__}'); return
     if name in ('-h', '--help'):
-        print('usage: vpstudy COMMAND ...\n\n' + '\n'.join(f'  {n:9} {f.__doc__}' for n, f in COMMANDS.items()) + '\n\nvpstudy COMMAND --help says more.'); return
+        listed = '\n'.join(f'  {n:9} {f.__doc__}' for n, f in COMMANDS.items())
+        print(f'usage: vpstudy COMMAND ...\n\n{listed}\n\nvpstudy COMMAND --help says more.'); return
     if name not in COMMANDS: sys.exit(f'vpstudy: command {name!r} is unknown; choose one of: {", ".join(COMMANDS)}')
     p = anno_parser(COMMANDS[name], prog=f'vpstudy {name}')
     p.add_argument('--json', action='store_true', help='print the result as JSON')

@@ -46,9 +46,10 @@ def keep(
         if isinstance(learned, torch.Tensor): tensors[part] = learned
         elif part != 'network' or networks: tensors |= {f'{part}.{k}': v for k, v in learned.state_dict().items()}
     pixels = getattr(fit.learned.get('prompt'), 'pixels', backbone.canvas)
-    stored = target.pixels_of(trial.split, pixels, backbone.interpolation)
-    about = dict(record=trial.id(setting), setting=asdict(setting), trial=asdict(trial), classes=target.classes, temperature=temperature, pixels=pixels,
-                 stored=stored, canvas=backbone.canvas, mean=backbone.mean, std=backbone.std, interpolation=backbone.interpolation)
+    shown = dict(pixels=pixels, stored=target.pixels_of(trial.split, pixels, backbone.interpolation), canvas=backbone.canvas,
+                 mean=backbone.mean, std=backbone.std, interpolation=backbone.interpolation)
+    about = dict(record=trial.id(setting), setting=asdict(setting), trial=asdict(trial), classes=target.classes,
+                 temperature=temperature, **shown)
     return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(vpstudy=json.dumps(about)))
 
 # %% ../nbs/30b_trained.ipynb #e6e896fd
@@ -57,12 +58,14 @@ def learned(path:Path) -> tuple: # path: of a record; (record, tensors by name, 
     record = read_record(path)
     kept = record.get('trained')
     if not kept:
-        raise BadInput(f'{record["id"]}: nothing was kept of what it learned, for it was made before trials kept it or comes from a packed table; '
-                       f'delete {path} and run its setting again')
+        raise BadInput(f'{record["id"]}: nothing was kept of what it learned, for it was made before trials kept it or comes '
+                       f'from a packed table; delete {path} and run its setting again')
     file = Path(path).parent/kept['file']
-    if not file.is_file(): raise BadInput(f'{record["id"]}: what it learned, {file}, is gone; bring it back, or delete the record and run its setting again')
-    if sha256(file) != kept['sha256']: raise BadInput(f'{file}: not what {record["id"]} learned; bring the file back, or delete the record and run its setting again')
-    with safe_open(file, 'pt') as f: return record, {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['vpstudy'])
+    back = 'bring it back, or delete the record and run its setting again'
+    if not file.is_file(): raise BadInput(f'{record["id"]}: what it learned, {file}, is gone; {back}')
+    if sha256(file) != kept['sha256']: raise BadInput(f'{file}: not what {record["id"]} learned; {back}')
+    with safe_open(file, 'pt') as f:
+        return record, {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['vpstudy'])
 
 def find_path(record, records=None) -> Path: # record: a path, a record or an id; records: directory
     "The file of a record"
@@ -71,18 +74,21 @@ def find_path(record, records=None) -> Path: # record: a path, a record or an id
     found = sorted(records_path(records).glob(f'*/{record}.json'))
     if len(found) == 1: return found[0]
     if record in read_tables(records)[0]:
-        raise BadInput(f'{record} is a row of a packed table, which holds no prompt and no head; run its setting here to have them')
-    raise BadInput(f'record {str(record)!r} is not in {records_path(records)}; give the path of a record (*.json), or the id of one that is there')
+        raise BadInput(f'{record} is a row of a packed table, which holds no prompt and no head; '
+                       'run its setting here to have them')
+    raise BadInput(f'record {str(record)!r} is not in {records_path(records)}; '
+                   'give the path of a record (*.json), or the id of one that is there')
 
 # %% ../nbs/30b_trained.ipynb #a28d2855
 def network_of_record(record:dict) -> Backbone:
     "The network that a record was made with, to the bit; never trained for it"
     setting = Setting(**record['setting'])
     if gone := not_made(setting):
-        raise BadInput(f'{record["id"]}: its network is not here: {gone[0]} is missing; bring that file, or run the setting again')
+        raise BadInput(f'{record["id"]}: its network is not here: {gone[0]} is missing; '
+                       'bring that file, or run the setting again')
     backbone, want = compressed(setting), record['upstream'].get('weights_sha256')
     if (here := backbone.upstream['weights_sha256']) != want:
-        raise BadInput(f'{record["id"]} was made with weights {str(want)[:10]}, but those of {setting.id} here are {here[:10]}; '
+        raise BadInput(f'{record["id"]} was made with weights {str(want)[:10]}, those of {setting.id} here are {here[:10]}; '
                        'bring the old checkpoint back, or run the trial again with the new one')
     return backbone
 
@@ -111,11 +117,12 @@ def rebuilt(record:dict, tensors:dict, about:dict, device:str='cpu') -> Core:
     trial, backbone = Trial(**record['trial']), network_of_record(record)
     if 'network' in modes[trial.mode].learns:
         if not (state := _part(tensors, 'network')):
-            raise BadInput(f'{record["id"]}: its fine-tuned network was not kept; delete the record and run its setting again with keep_networks: true')
+            raise BadInput(f'{record["id"]}: its fine-tuned network was not kept; '
+                           'delete the record and run its setting again with keep_networks: true')
         net = backbone.trainable()
         swap_head(net, backbone.head, new_head(net.get_submodule(backbone.head), len(about['classes'])))
         net.load_state_dict(state)
-        return Core(None, bake(net).eval().requires_grad_(False).to(device), nn.Identity(), about['mean'], about['std']).to(device)
+        return Core(None, bake(net).eval().requires_grad_(False), nn.Identity(), about['mean'], about['std']).to(device)
     frozen, prompt = network_for(Frozen(backbone, 'fp32', device), modes[trial.mode].reads, about['classes']), None
     if trial.prompt:
         prompt = prompts[trial.prompt](about['canvas'], trial.size)
@@ -136,21 +143,26 @@ def as_pixels(
     "Images of any kind and size as a trial sees them, before its prompt"
     if isinstance(image, (str, Path)):
         try: image = open_image(Path(image).expanduser().read_bytes(), str(image))
-        except OSError as e: raise BadInput(f'{image}: cannot be read ({e.strerror or e}); give the path of a picture') from None
+        except OSError as e:
+            raise BadInput(f'{image}: cannot be read ({e.strerror or e}); give the path of a picture') from None
     if isinstance(image, Image.Image):
         image = as_rgb(image)
-        if image.size not in ((size, size), (stored, stored)): image = image.resize((size, size), RESAMPLE[interpolation])
+        if image.size not in ((size, size), (stored, stored)):
+            image = image.resize((size, size), RESAMPLE[interpolation])
         image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return resized(_bytes(image), size, interpolation).expand(-1, 3, -1, -1)
 
 def _bytes(x): # -> uint8 [n, C, h, w]
-    if not isinstance(x, torch.Tensor): raise BadInput(f'{type(x).__name__} is no image; give a path, a PIL image or a tensor')
+    if not isinstance(x, torch.Tensor):
+        raise BadInput(f'{type(x).__name__} is no image; give a path, a PIL image or a tensor')
     x = x.detach().cpu()
     x = x[None] if x.ndim == 3 else x
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape: raise BadInput(f'a tensor of shape {tuple(x.shape)} is no image; give [C, h, w] or [n, C, h, w] with C = 1 or 3')
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
+        raise BadInput(f'a tensor of shape {tuple(x.shape)} is no image; give [C, h, w] or [n, C, h, w] with C = 1 or 3')
     if x.dtype == torch.uint8: return x
     if not x.is_floating_point() or not x.isfinite().all() or x.min() < 0 or x.max() > 1:
-        raise BadInput(f'images of type {x.dtype} with values from {x.min():g} to {x.max():g} are not allowed; give uint8, or floats from 0 to 1')
+        raise BadInput(f'images of type {x.dtype} with values from {x.min():g} to {x.max():g} are not allowed; '
+                       'give uint8, or floats from 0 to 1')
     return (x.float() * 255).round().byte()
 
 # %% ../nbs/30b_trained.ipynb #81fb32d3
@@ -170,7 +182,8 @@ class TrainedTrial(nn.Module):
     def logits(self, images) -> torch.Tensor: # fp32 [n, K]
         "What the trial's metrics are made of"
         some = self.pixels(images).split(self.batch)
-        return torch.cat([self.core(b.to(self.device).float() / 255).cpu() for b in (some if len(some) < 3 else progress(some, 'images', self.batch))])
+        some = some if len(some) < 3 else progress(some, 'images', self.batch)
+        return torch.cat([self.core(b.to(self.device).float() / 255).cpu() for b in some])
 
     def forward(self,
         images, # one or a list of: paths, PIL images, tensors (see `as_pixels`)
@@ -178,14 +191,18 @@ class TrainedTrial(nn.Module):
     ) -> torch.Tensor: # [n, K], rows add up to 1
         "Probabilities of the target's classes"
         if calibrated and self.temperature is None:
-            raise BadInput(f'calibrated=True is not possible: {self.record["id"]} had no image left to fit a temperature on; leave it out')
-        return (self.logits(images).double() / (self.temperature if calibrated is not False and self.temperature else 1)).softmax(1).float()
+            raise BadInput(f'calibrated=True is not possible: {self.record["id"]} had no image left to fit a temperature on; '
+                           'leave it out')
+        temperature = self.temperature if calibrated is not False and self.temperature else 1
+        return (self.logits(images).double() / temperature).softmax(1).float()
 
-    def predict(self, images, top:int=5, calibrated:bool|None=None) -> pd.DataFrame: # image (its place), rank from 1, class, probability
-        "The most probable classes of each image"
-        if type(top) is not int or top < 1: raise BadInput(f'top={top!r} is not allowed; give a number of classes, 1 or more')
+    def predict(self, images, top:int=5, calibrated:bool|None=None) -> pd.DataFrame: # image: its place; rank: from 1
+        "The most probable classes of each image: image, rank, probability, class"
+        if type(top) is not int or top < 1:
+            raise BadInput(f'top={top!r} is not allowed; give a number of classes, 1 or more')
         p, i = self(images, calibrated).topk(min(top, len(self.classes)))
-        return pd.DataFrame([dict(image=n, rank=r + 1, probability=float(p[n, r]), **{'class': self.classes[i[n, r]]}) for n in range(len(p)) for r in range(p.shape[1])])
+        row = lambda n, r: {'image': n, 'rank': r + 1, 'probability': float(p[n, r]), 'class': self.classes[i[n, r]]}
+        return pd.DataFrame([row(n, r) for n in range(len(p)) for r in range(p.shape[1])])
 
 def load_trial(
     record, # a path, a record, or the id of one in the records directory
@@ -217,18 +234,21 @@ def _quiet(): # exporters talk about themselves
 
 # %% ../nbs/30b_trained.ipynb #96bdc040
 def export_trial(trial:TrainedTrial, out) -> Path: # out: *.onnx or *.pt2
-    "Write a trial as one function: float images [B, 3, pixels, pixels] from 0 to 1 -> `logits` and `probabilities` [B, K]"
+    "Write a trial as one function: float images [B, 3, pixels, pixels], 0 to 1 -> `logits` and `probabilities` [B, K]"
     out = Path(out).expanduser()
-    if out.suffix not in ('.onnx', '.pt2'): raise BadInput(f'{str(out)!r} names no format; give a file that ends in .onnx or .pt2')
+    if out.suffix not in ('.onnx', '.pt2'):
+        raise BadInput(f'{str(out)!r} names no format; give a file that ends in .onnx or .pt2')
     if out.suffix == '.onnx': needs('onnxscript', 'onnx')
     about = {k: trial.about[k] for k in ('record', 'classes', 'pixels', 'interpolation', 'temperature')}
     with _quiet(), torch.no_grad():
         example = torch.rand(2, 3, about['pixels'], about['pixels'])
-        program = torch.export.export(Exported(trial.core, trial.temperature).eval(), (example,), dynamic_shapes=dict(images={0: torch.export.Dim('batch')}))
+        program = torch.export.export(Exported(trial.core, trial.temperature).eval(), (example,),
+                                      dynamic_shapes=dict(images={0: torch.export.Dim('batch')}))
         if out.suffix == '.pt2':
             with writing(out) as f: torch.export.save(program, f, extra_files={'vpstudy.json': json.dumps(about)})
             return out
-        model = torch.onnx.export(program, (), dynamo=True, input_names=['images'], output_names=['logits', 'probabilities'], verbose=False).model_proto
+        model = torch.onnx.export(program, (), dynamo=True, input_names=['images'], output_names=['logits', 'probabilities'],
+                                  verbose=False).model_proto
     for k, v in about.items(): model.metadata_props.add(key=f'vpstudy.{k}', value=json.dumps(v))
     with writing(out) as f: f.write(model.SerializeToString())
     return out
