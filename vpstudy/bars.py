@@ -228,15 +228,17 @@ class Pieces:
     "Pieces of work, the seconds that each is expected to take, and which are left"
     def __init__(self, left:dict, done:int=0, workers:int=1): # done: that were there before; workers: at work side by side
         self.left, self.whole, self.done, self.total, self.workers = dict(left), sum(left.values()), done, done + len(left), workers
-        self.start = time.monotonic()
-    def made(self, piece): self.left.pop(piece, None)
+        self.start = self.last = time.monotonic() # last: when a piece was made
+    def made(self, piece):
+        if self.left.pop(piece, None) is not None: self.last = time.monotonic()
     def add(self, more:dict):
         "More to do; what is among it already counts once"
         for k in more.keys() - self.left.keys(): self.left[k] = more[k]; self.whole += more[k]; self.total += 1
     def __str__(self):
-        took, n, still = time.monotonic() - self.start, self.total - len(self.left), sum([*self.left.values()])
-        speed = (self.whole - still + TRUST * self.workers) / (took + TRUST)
-        return meter(n, self.total, took, (n - self.done) / max(took, 1e-9), still / speed)
+        now, n, left = time.monotonic(), self.total - len(self.left), [*self.left.values()]
+        speed, took = (self.whole - sum(left) + TRUST * self.workers) / (self.last - self.start + TRUST), now - self.start
+        ends = max(sum(left) / speed - (now - self.last), (sum(left) - max(left, default=0)) / speed) # the piece in hand has gone on, too
+        return meter(n, self.total, took, (n - self.done) / max(took, 1e-9), round(ends))
 
 @contextlib.contextmanager
 def counting(pieces:Pieces, look=at_work, patience:float=1.): # look: () -> what is going on

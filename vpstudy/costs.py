@@ -12,6 +12,7 @@ import heapq, math
 from functools import cache
 import numpy as np, pandas as pd, torch
 from .backbones import backbones
+from .compress import not_made
 from .core import BadInput, Setting, as_list
 from .plan import elsewhere, facts
 from .transfer import default_batch, modes as mode_registry
@@ -100,11 +101,11 @@ class Rates:
 # %% ../nbs/32c_costs.ipynb #b2aefd03
 def expected(setting:Setting, trials:list, rates:Rates) -> dict: # id of the setting, of each trial -> seconds
     "What making the network of a setting, and each of its (target, trial) pairs, is expected to take"
-    recipe = getattr(backbones[setting.backbone], 'recipe' if setting.method == 'dense' else 'tune', None) # None: weights that are somebody's
-    out = {setting.id: 0.}
-    if recipe:
-        a_pass, a_step, _ = rates.of(setting.backbone, 'ft', None)
-        out[setting.id] = rates.compress.get((setting.backbone, setting.method)) or recipe.epochs * recipe.images * (3 * a_pass + a_step / recipe.batch)
+    (a_pass, a_step, _), model = rates.of(setting.backbone, 'ft', None), backbones[setting.backbone]
+    train = lambda r: r.epochs * r.images * (3 * a_pass + a_step / r.batch) if r else 0. # None: weights are somebody's
+    made = lambda method: rates.compress.get((setting.backbone, method)) or train(getattr(model, 'recipe' if method == 'dense' else 'tune', None))
+    out = {setting.id: made(setting.method)}
+    if setting.method not in ('dense', 'checkpoint') and len(not_made(setting)) > 1: out[setting.id] += made('dense') # its source network, first
     for target, t in trials:
         pool = len(target.labels['train'])
         n = pool if t.shots == 'full' else min(pool, t.shots * len(target.classes))
