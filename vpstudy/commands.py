@@ -197,7 +197,9 @@ def _shown(out:dict) -> str:
     if out.get('workers'): lines.append(pd.DataFrame(out['workers']).to_string(index=False, float_format='{:.2f}'.format))
     lines += [f'{t["trials"]} trials come from the table {t["table"]}' for t in out.get('tables', [])]
     lines += [f'{t["trials"]} missing trials are in the table {t["table"]}; --reuse takes them' for t in out.get('reusable', [])]
-    for key, what in (('unresolved', 'not here, known by the names in its records only'), ('failed', 'failed'), ('warnings', 'warning'), ('left_out', 'left out'), ('differences', 'differs')):
+    reasons = {u['reason']: [v['setting'] for v in out['unresolved'] if v['reason'] == u['reason']] for u in out.get('unresolved', [])}
+    lines += [f'not all here, so known by name: {", ".join(dict.fromkeys(of))} - {why}' for why, of in reasons.items()]
+    for key, what in (('failed', 'failed'), ('warnings', 'warning'), ('left_out', 'left out'), ('differences', 'differs')):
         lines += [f'{what}: ' + (' - '.join(str(v) for v in e.values()) if isinstance(e, dict) else e) for e in out.get(key, [])]
     return '\n'.join(lines)
 

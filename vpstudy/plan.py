@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STUDY_KEYS', 'SETTING_AXES', 'DEFAULTS', 'PATHS', 'FACTS', 'NAMES', 'StudyLoader', 'read_yaml', 'study_file',
-           'read_study', 'located', 'not_here', 'expand', 'Facts', 'facts', 'elsewhere', 'impossible', 'absent',
-           'absent_target', 'check_names', 'Planned', 'parts', 'planned', 'plan_study']
+           'read_study', 'located', 'dirs_of', 'not_here', 'expand', 'Facts', 'facts', 'elsewhere', 'impossible',
+           'why_impossible', 'absent', 'absent_target', 'check_names', 'Planned', 'parts', 'planned', 'plan_study']
 
 # %% ../nbs/32a_plan.ipynb #86f0d3b9
 import inspect, itertools, os, re
@@ -16,7 +16,7 @@ import torch, yaml
 from .core import BadInput, Setting, as_list, data_path, lacking, nbs_path, resolve_device, resolve_precision
 from .backbones import backbones
 from .imagenet import weight_dirs
-from .packs import packs_here
+from .packs import pack_dirs, packs_here
 from .compress import METHOD_PARAMS
 from .sparsify import methods
 from .datasets import OFFICIAL, get_target
@@ -80,27 +80,32 @@ def _is_path(key, value): # of a study file, rather than a name
     return key == 'checkpoint' or not any(value in getattr(b, 'variants', ()) for b in backbones.values())
 
 def located(key:str, value, folder:Path): # value: of `checkpoint`, `weights`, `images` or `targets`, one or many; folder: of the study file
-    "Paths made absolute: of a file in `folder`, else in a directory of VPSTUDY_WEIGHTS; names stay as they are"
+    "Paths made absolute: of a file in `folder`, else in a directory of VPSTUDY_PACKS or VPSTUDY_WEIGHTS; names stay as they are"
     if isinstance(value, str) and ',' in value and key == 'targets': value = as_list(value)
     if isinstance(value, list): return [located(key, v, folder) for v in value]
     if not isinstance(value, str) or not value or not _is_path(key, value): return value
-    places = [folder/Path(value).expanduser(), *(d/value for d in weight_dirs())]
+    places = [folder/Path(value).expanduser(), *(d/value for d in dirs_of(key))]
     here = next((p for p in places if p.exists()), None)
     if not here and key == 'weights' and not {'/', '.'} & {*value}: return value # a name that nobody knows
     p = here or places[0]
     return os.path.abspath(p) if key in ('targets', 'images') else str(p.resolve()) # a pack is known by its suffix, whatever it links to
 
-def not_here(what:str, path:str) -> str: # path: of `located`
+def dirs_of(key:str) -> list:
+    "Directories in which a file is looked for besides the study file's own"
+    return [*(pack_dirs() if key in ('targets', 'images') else []), *weight_dirs()]
+
+def not_here(key:str, path:str) -> str: # path: of `located`
     "The sentence for a file that is missing"
-    return (f'{what} {Path(path).name!r} is not here: there is no {path}, and none in {", ".join(map(str, weight_dirs()))}; '
-            'put it there, into a directory that VPSTUDY_WEIGHTS names, or write where it is')
+    what, named = ('target', 'VPSTUDY_PACKS') if key == 'targets' else (key, 'VPSTUDY_PACKS' if key == 'images' else 'VPSTUDY_WEIGHTS')
+    return (f'{what} {Path(path).name!r} is not here: there is no {path}, and none in {", ".join(map(str, dirs_of(key)))}; '
+            f'put it there, into a directory that {named} names, or write where it is')
 
 PATHS = 'checkpoint', 'weights', 'images', 'targets' # what may be one
 
 # %% ../nbs/32a_plan.ipynb #a9ddbf55
 def expand(file) -> list: # parameters of run.ipynb, one dict a setting
     "The settings of a study file, completed with what is common"
-    study, out, folder = read_study(file), [], Path(file).resolve().parent
+    study, out, folder = read_study(file), [], study_file(file).resolve().parent
     absolute = lambda s: {k: located(k, v, folder) if k in PATHS else v for k, v in s.items()}
     for s in study['settings']:
         s = absolute({**(study.get('common') or {}), **s})
@@ -154,6 +159,16 @@ def impossible(params:dict) -> list: # entries for `exclude`
         if off := [m for m in as_list(params['modes']) if cannot(mode_registry[m], f)]: out.append(dict(targets=name, modes=off))
     return out
 
+def why_impossible(params:dict) -> str:
+    "What of a setting's grid cannot be done, as a sentence"
+    model, said = backbones[params.get('backbone', 'glyphs_resnet')], []
+    for e in impossible(params):
+        f, name = facts(e['targets']), Path(e['targets']).name
+        if 'shots' in e: said.append(f'{name} has no {", ".join(map(str, e["shots"]))} images of a class')
+        else: said.append(f'modes {", ".join(e["modes"])} do not take {name} ({f.classes} classes, shown with {params.get("size") or f.size} pixels) '
+                          f'on {model.name} (a canvas of {model.canvas} pixels); give a smaller size, or other modes')
+    return '; '.join(said)
+
 # %% ../nbs/32a_plan.ipynb #d8b43f16
 def _in_hub_cache(published):
     from huggingface_hub import try_to_load_from_cache
@@ -177,7 +192,7 @@ def absent(params:dict, known=(), fetch:bool=False) -> str|None: # known: names 
 def absent_target(name:str, known=(), fetch:bool=False) -> str|None: # fetch: download it
     "Why a target is not on this machine, as a sentence; None if it is"
     if elsewhere(name):
-        if name.endswith('.parquet'): return not_here('target', name)
+        if name.endswith('.parquet'): return not_here('targets', name)
         return (f'target {name!r} is not here; put its pack where VPSTUDY_PACKS points' +
                 f', or choose one of: {", ".join({**target_registry, **packs_here()})}' * (name not in known))
     if name.endswith('.parquet') or name in packs_here() or name not in OFFICIAL or data_path('targets', f'{name}.parquet').exists(): return
@@ -269,7 +284,8 @@ def plan_study(
         params = {**DEFAULTS, **params}
         check_names(params, known)
         both = [p for part in parts(params, known, fetch) if (p := planned(*part, known, fetch)).points]
-        if not both: raise BadInput(f'exclude={params.get("exclude")!r} and what cannot be done leave no trial of {params}; exclude less')
+        if not both: raise BadInput(' and '.join(filter(None, (f'exclude={params["exclude"]!r}' if params.get('exclude') else '', why_impossible(params)))) +
+                                   f': this leaves no trial of {params.get("method", "gmp")} on {", ".join(map(str, as_list(params["targets"])))}')
         for k, p in enumerate(both):
             p.rest = k > 0
             if again := [pt for pt, i in zip(p.points, p.ids) if i in seen]: # of two settings that overlap the first has it

@@ -72,7 +72,10 @@ def resolve(
 def check_options(options:dict):
     "`BadInput` for what is no parameter of a trial"
     if unknown := set(options) - {*inspect.signature(make_trial).parameters} | {*options} & {'target', 'mode', 'shots', 'seed', 'device', 'model'}: # its own words for one trial
-        raise BadInput(f'parameter {min(unknown)!r} (= {options[min(unknown)]!r}) is unknown; allowed are those of run.ipynb')
+        own = {*inspect.signature(make_trial).parameters} - {'target', 'mode', 'shot', 'shots', 'seed', 'device', 'model'}
+        known = [*inspect.signature(resolve).parameters, *METHOD_PARAMS, *sorted(own)]
+        raise BadInput(f'parameter {min(unknown)!r} (= {options[min(unknown)]!r}) is unknown; allowed are those of run.ipynb: '
+                       f'{", ".join(k for k in known if k != "options")}')
 
 # %% ../nbs/32_study.ipynb #98cd9d01
 def missing(
