@@ -11,14 +11,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from fastcore.script import Param, anno_parser
 from . import __version__
-from .core import BadInput
+from .core import BadInput, writing
 from .datasets import get_target
 from .figures import COLOURS, styled
 from .trained import TrainedTrial, export_trial, load_trial
 
 # %% ../nbs/40_cli.ipynb #3d9a89e9
 def _canvas(ax, image, title): # image: [3, h, w]
-    ax.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy()); ax.set_title(title, fontsize=8)
+    ax.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy()); ax.set_title(title, fontsize=8, parse_math=False) # a name may hold a dollar
     ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
 
 def _mapping(ax, record, most=24): # target classes listed
@@ -28,7 +28,7 @@ def _mapping(ax, record, most=24): # target classes listed
     lines = [f'{a} ← {b}' for a, b in rows[:most]] + ([f'and {len(rows) - most} more'] if len(rows) > most else [])
     half, font = -(-len(lines) // 2), 11 if len(lines) <= 12 else 8
     short = [s if len(s) < 34 else s[:32] + ' ...' for s in lines]
-    for k, column in enumerate((short[:half], short[half:])): ax.text(.5 * k, .95, '\n'.join(column), fontsize=font, va='top')
+    for k, column in enumerate((short[:half], short[half:])): ax.text(.5 * k, .95, '\n'.join(column), fontsize=font, va='top', parse_math=False)
 
 def _reliability(ax, record):
     r, bins = {k: np.array(v) for k, v in record['reliability'].items()}, len(record['reliability']['count'])
@@ -90,9 +90,10 @@ def show(
 ) -> dict: # file
     "A finished trial at a glance: its prompt, pictures under it, its mapping, its reliability, as one PNG"
     trial = load_trial(record, records)
-    shown, names = (images, [Path(i).name for i in images]) if images else own_images(trial.record)
     out = Path(out or f'{trial.record["id"]}.png').expanduser()
-    with styled(): trial_picture(trial, shown, names).savefig(out, dpi=150)
+    if out.suffix.lower() != '.png' or out.is_dir(): raise BadInput(f'{str(out)!r} names no picture; give a file that ends in .png')
+    shown, names = (images, [Path(i).name for i in images]) if images else own_images(trial.record)
+    with styled(), writing(out) as f: trial_picture(trial, shown, names).savefig(f, dpi=150, format='png')
     return dict(file=str(out))
 
 def own_images(record:dict) -> tuple: # (images, names of their classes)
@@ -141,7 +142,9 @@ def main(argv=None):
     p.add_argument('--json', action='store_true', help='print the result as JSON')
     a = vars(p.parse_intermixed_args(rest))
     as_json, _, _ = a.pop('json'), a.pop('pdb'), a.pop('xtra')
-    try: out = COMMANDS[name](**a)
+    try:
+        out = COMMANDS[name](**a)
+        print(json.dumps(out) if as_json else _shown(out), flush=True)
     except BadInput as e: sys.exit(f'vpstudy: {e}')
-    except OSError as e: sys.exit(f'vpstudy: {e.strerror or e} ({e.filename})')
-    print(json.dumps(out) if as_json else _shown(out))
+    except OSError as e: sys.exit(f'vpstudy: {e.strerror or e}' + (f' ({e.filename})' if e.filename else ''))
+    except KeyboardInterrupt: sys.exit('vpstudy: stopped')

@@ -71,11 +71,10 @@ def live(file, records=None, every:float=10): # every: seconds
             if shown: shown.update(table := progress_table(file, records))
 
 # %% ../nbs/32e_commands.ipynb #97c3a1d8
-def study_check(file, records=None, n:int=5, seed:int=0) -> dict: # compared, differing, differences: dicts with id, what, before, now
+def study_check(file, records=None, n:int=5, seed:int=0, reuse:bool|None=None) -> dict: # compared, differing, differences: dicts with id, what, before, now
     "Run a random sample of `n` done trials again and compare"
-    found = {r['id']: r for r in read_all(records)[0]}
-    plan = plan_study(file)
-    planned = {i: (p.setting, pair) for p in plan for pair, i in zip(p.trials, p.ids)}
+    c = count(file, records, reuse)
+    found, planned = {r['id']: r for r in c.found}, {i: (p.setting, pair) for p in c.plan for pair, i in zip(p.trials, p.ids)}
     if n < 1: raise BadInput(f'a sample of {n} trials is not allowed; give 1 or more')
     done = [i for i in planned if i in found]
     if not done: raise BadInput(f'no trial of {str(file)!r} is done, so there is nothing to check; run it first')
@@ -159,7 +158,7 @@ def _parser():
             name, 'a study file, or the name of one that comes with vpstudy, e.g. embedded.yaml'))
         c.add_argument('--records', help='records directory (default: data/records)')
         c.add_argument('--json', action='store_true', help='print the result as JSON')
-        if name in ('plan', 'run', 'status', 'report'):
+        if name in ('plan', 'run', 'status', 'report', 'check'):
             c.add_argument('--reuse', action=argparse.BooleanOptionalAction, help='trials in packed tables count as done (default: as the study file says, else no)')
         if name in ('run', 'report'): c.add_argument('--figures', help='where a report puts its figures and its page (default: figures)')
         if name in ('run', 'plan'): c.add_argument('--split', choices=['target'], help='one job a setting and target, instead of one a setting')
@@ -180,7 +179,11 @@ def copy_notebooks(where) -> dict: # notebooks: where they are now
 
 def _run(a) -> dict:
     "The command `run`"
+    taken = lambda: count(a.file, a.records, a.reuse).tables if takes_tables(a.file, a.reuse) else {}
+    before = taken()
     failed = run_study(a.file, a.records, a.cluster, a.workers, a.split == 'target', a.reuse)
+    if not failed and taken() != before: # trials of tables proved to be of another training of a network that was made now
+        failed = run_study(a.file, a.records, a.cluster, a.workers, a.split == 'target', a.reuse)
     for setting, reason in failed.items(): print(f'vpstudy_study: {setting}: {reason}', file=sys.stderr)
     with doing('counting what is done'): said = study_status(a.file, a.records, a.reuse)
     return {**said, **(dict(report=str(make_report(a.file, a.records, a.figures, a.reuse))) if read_study(a.file).get('report') and said['done'] else {})}
@@ -211,7 +214,7 @@ def main(argv=None):
                    records=a.records and records_path(a.records))
         if a.command == 'script': print(job_script(a.file)); return
         out = dict(plan=lambda: study_plan(a.file, a.records, a.split == 'target', a.tflops, a.reuse), run=lambda: _run(a), status=lambda: study_status(a.file, a.records, a.reuse),
-                   report=lambda: _report(a), check=lambda: study_check(a.file, a.records, a.sample, a.seed),
+                   report=lambda: _report(a), check=lambda: study_check(a.file, a.records, a.sample, a.seed, a.reuse),
                    pack=lambda: pack(a.file, a.records), unpack=lambda: unpack(a.file, a.records),
                    notebooks=lambda: copy_notebooks(a.file))[a.command]()
     except BadInput as e: sys.exit(f'vpstudy_study: {e}')

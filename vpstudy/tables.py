@@ -64,7 +64,7 @@ def pack(
 # %% ../nbs/30a_tables.ipynb #d63e1a9c
 def table_files(where=None) -> list:
     "Packed tables whose trials count as done: `results/*.parquet` beside the records directory"
-    return sorted((records_path(where).parent/'results').glob('*.parquet'))
+    return sorted(p for p in (records_path(where).parent/'results').glob('*.parquet') if p.is_file())
 
 @lru_cache(maxsize=16)
 def _read_table(path, mtime, size): # a table that has changed is read again

@@ -7,14 +7,14 @@ __all__ = ['keep', 'learned', 'find_path', 'network_of_record', 'ReadOff', 'Core
            'load_trial', 'Exported', 'export_trial']
 
 # %% ../nbs/30b_trained.ipynb #df2dcc74
-import contextlib, copy, io, json, logging, warnings
+import contextlib, copy, glob, io, json, logging, warnings
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn as nn
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from .core import BadInput, Setting, Trial, needs, sha256, writing
+from .core import BadInput, Setting, Trial, needs, resolve_device, sha256, writing
 from .bars import progress
 from .backbones import Backbone
 from .compress import compressed, not_made
@@ -57,21 +57,25 @@ def learned(path:Path) -> tuple: # path: of a record; (record, tensors by name, 
     "What was kept beside a record; `BadInput` where nothing was, or something else"
     record = read_record(path)
     kept = record.get('trained')
-    if not kept:
+    if not kept or not isinstance(kept, dict):
         raise BadInput(f'{record["id"]}: nothing was kept of what it learned, for it was made before trials kept it or comes '
                        f'from a packed table; delete {path} and run its setting again')
     file = Path(path).parent/kept['file']
     back = 'bring it back, or delete the record and run its setting again'
     if not file.is_file(): raise BadInput(f'{record["id"]}: what it learned, {file}, is gone; {back}')
     if sha256(file) != kept['sha256']: raise BadInput(f'{file}: not what {record["id"]} learned; {back}')
-    with safe_open(file, 'pt') as f:
-        return record, {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['vpstudy'])
+    with safe_open(file, 'pt') as f: tensors, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['vpstudy'])
+    if about['record'] != record['id']: raise BadInput(f'{file}: what {about["record"]} learned, not {record["id"]}; {back}')
+    return record, tensors, about
 
 def find_path(record, records=None) -> Path: # record: a path, a record or an id; records: directory
     "The file of a record"
-    if isinstance(record, dict): return records_path(records)/record['setting_id']/f'{record["id"]}.json'
+    if isinstance(record, dict) and {'id', 'setting_id'} <= {*record}:
+        return records_path(records)/record['setting_id']/f'{record["id"]}.json'
+    if not isinstance(record, (str, Path)) or not str(record):
+        raise BadInput(f'{record!r} is no record; give its path, its id, or the record as `read_record` gives it')
     if Path(record).suffix == '.json': return Path(record).expanduser()
-    found = sorted(records_path(records).glob(f'*/{record}.json'))
+    found = sorted(records_path(records).glob(f'*/{glob.escape(str(record))}.json'))
     if len(found) == 1: return found[0]
     if record in read_tables(records)[0]:
         raise BadInput(f'{record} is a row of a packed table, which holds no prompt and no head; '
@@ -107,12 +111,14 @@ class Core(nn.Module):
         self.prompt, self.net, self.read = prompt or nn.Identity(), net, read
         for name, v in dict(mean=mean, std=std).items(): self.register_buffer(name, torch.tensor(v)[:, None, None])
     def forward(self, images): # float [B, 3, pixels, pixels], values 0 to 1
-        return self.read(self.net((self.prompt(images) - self.mean) / self.std))
+        x = (self.prompt(images) - self.mean) / self.std
+        if not torch.compiler.is_exporting(): x = x.contiguous(memory_format=torch.channels_last) # as when it was scored
+        return self.read(self.net(x))
 
 # %% ../nbs/30b_trained.ipynb #f0c9fa96
 def _part(tensors, name): return {k.removeprefix(f'{name}.'): v for k, v in tensors.items() if k.startswith(f'{name}.')}
 
-def rebuilt(record:dict, tensors:dict, about:dict, device:str='cpu') -> Core:
+def rebuilt(record:dict, tensors:dict, about:dict, device:torch.device) -> Core:
     "A trial's prompt, network and head, put together again"
     trial, backbone = Trial(**record['trial']), network_of_record(record)
     if 'network' in modes[trial.mode].learns:
@@ -122,8 +128,9 @@ def rebuilt(record:dict, tensors:dict, about:dict, device:str='cpu') -> Core:
         net = backbone.trainable()
         swap_head(net, backbone.head, new_head(net.get_submodule(backbone.head), len(about['classes'])))
         net.load_state_dict(state)
-        return Core(None, bake(net).eval().requires_grad_(False), nn.Identity(), about['mean'], about['std']).to(device)
-    frozen, prompt = network_for(Frozen(backbone, 'fp32', device), modes[trial.mode].reads, about['classes']), None
+        net = bake(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        return Core(None, net, nn.Identity(), about['mean'], about['std']).to(device)
+    frozen, prompt = network_for(Frozen(backbone, 'fp32', str(device)), modes[trial.mode].reads, about['classes']), None
     if trial.prompt:
         prompt = prompts[trial.prompt](about['canvas'], trial.size)
         prompt.load_state_dict(_part(tensors, 'prompt'))
@@ -140,7 +147,8 @@ def as_pixels(
     interpolation:str='bilinear', # or 'bicubic'
     stored:int|None=None, # edge of the target's own images where torch resizes them
 ) -> torch.Tensor: # uint8 [n, 3, size, size]
-    "Images of any kind and size as a trial sees them, before its prompt"
+    """Images of any kind and size as a trial sees them, before its prompt.
+    torch resizes tensors, and PIL pictures: the same photograph comes out a few levels apart"""
     if isinstance(image, (str, Path)):
         try: image = open_image(Path(image).expanduser().read_bytes(), str(image))
         except OSError as e:
@@ -168,22 +176,24 @@ def _bytes(x): # -> uint8 [n, C, h, w]
 # %% ../nbs/30b_trained.ipynb #81fb32d3
 class TrainedTrial(nn.Module):
     "A finished trial as a classifier: images -> probabilities of the target's `classes`"
-    def __init__(self, core:Core, record:dict, about:dict, device:str='cpu'):
+    def __init__(self, core:Core, record:dict, about:dict):
         super().__init__()
-        self.core, self.record, self.about, self.device, self.batch = core, record, about, device, 64
+        self.core, self.record, self.about, self.batch = core, record, about, 64
         self.classes, self.temperature = about['classes'], about['temperature']
 
     def pixels(self, images) -> torch.Tensor: # of `as_pixels`, one or a list; uint8 [n, 3, pixels, pixels]
         "Images as the prompt wants them"
         how = [self.about[k] for k in ('pixels', 'interpolation', 'stored')]
-        return torch.cat([as_pixels(im, *how) for im in (images if isinstance(images, (list, tuple)) else [images])])
+        every = images if isinstance(images, (list, tuple)) else [images]
+        if not every: raise BadInput('images=[] is not allowed; give at least one')
+        return torch.cat([as_pixels(im, *how) for im in every])
 
     @torch.no_grad()
     def logits(self, images) -> torch.Tensor: # fp32 [n, K]
         "What the trial's metrics are made of"
         some = self.pixels(images).split(self.batch)
         some = some if len(some) < 3 else progress(some, 'images', self.batch)
-        return torch.cat([self.core(b.to(self.device).float() / 255).cpu() for b in some])
+        return torch.cat([self.core(b.to(self.core.mean.device).float() / 255).float().cpu() for b in some])
 
     def forward(self,
         images, # one or a list of: paths, PIL images, tensors (see `as_pixels`)
@@ -207,11 +217,11 @@ class TrainedTrial(nn.Module):
 def load_trial(
     record, # a path, a record, or the id of one in the records directory
     records=None, # records directory
-    device:str='cpu',
+    device:str='cpu', # or 'cuda', 'auto'
 ) -> TrainedTrial:
     "A finished trial as an `nn.Module`, with the logits that its record has"
     record, tensors, about = learned(find_path(record, records))
-    return TrainedTrial(rebuilt(record, tensors, about, device), record, about, device)
+    return TrainedTrial(rebuilt(record, tensors, about, resolve_device(str(device))), record, about)
 
 # %% ../nbs/30b_trained.ipynb #2703070e
 class Exported(nn.Module):
@@ -238,6 +248,7 @@ def export_trial(trial:TrainedTrial, out) -> Path: # out: *.onnx or *.pt2
     out = Path(out).expanduser()
     if out.suffix not in ('.onnx', '.pt2'):
         raise BadInput(f'{str(out)!r} names no format; give a file that ends in .onnx or .pt2')
+    if out.is_dir(): raise BadInput(f'{out} is a folder; give the name of a file')
     if out.suffix == '.onnx': needs('onnxscript', 'onnx')
     about = {k: trial.about[k] for k in ('record', 'classes', 'pixels', 'interpolation', 'temperature')}
     with _quiet(), torch.no_grad():
