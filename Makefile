@@ -25,12 +25,12 @@ report: setup  ## build the site that judges the claims, figures/report/index.ht
 
 bench: setup  ## time every step of the fast path against the published loop (half an hour, nothing beside it); BENCH="-p nets resnet18" for a part
 	mkdir -p data/reports
-	$(BIN)/papermill nbs/bench_frozen.ipynb data/reports/bench_frozen.ipynb -p figures $(CURDIR)/figures $(BENCH)
+	$(BIN)/papermill nbs/bench/bench_frozen.ipynb data/reports/bench_frozen.ipynb -p figures $(CURDIR)/figures $(BENCH)
 	cat figures/bench_frozen.md
 
 compression: setup  ## compress the glyphs networks by one method after the other and measure them upstream (what has no file yet)
 	mkdir -p data/reports
-	$(BIN)/papermill nbs/report_compression.ipynb data/reports/report_compression.ipynb -p figures $(CURDIR)/figures
+	$(BIN)/papermill nbs/reports/report_compression.ipynb data/reports/report_compression.ipynb -p figures $(CURDIR)/figures
 
 readme: setup  ## write README.md from nbs/index.ipynb
 	$(README) > README.md

@@ -11,7 +11,7 @@ cfg = cfg['DEFAULT']
 
 class with_notebooks(build_py):
     "What the commands execute and read travels along: nbs/ of a checkout becomes vpstudy/nbs/ of a wheel"
-    def notebooks(self): return [str(p) for what in ('*.ipynb', 'studies/*.yaml') for p in sorted(Path('nbs').glob(what)) if not p.name.startswith(('.', '_', 'out'))]
+    def notebooks(self): return [str(p) for what in ('*.ipynb', 'reports/*.ipynb', 'bench/*.ipynb', 'studies/*.yaml') for p in sorted(Path('nbs').glob(what)) if not p.name.startswith(('.', '_', 'out'))]
     def get_source_files(self): return [*super().get_source_files(), 'settings.ini', *self.notebooks()] # of an sdist
 
     def run(self):

@@ -9,13 +9,13 @@ TOP, TMP, ROWS = Path(__file__).resolve().parents[1], Path(tempfile.mkdtemp(pref
 os.environ.update(VPSTUDY_DATA=str(TMP/'data'), VPSTUDY_THREADS='1', OMP_NUM_THREADS='1', PYTHONPATH=str(TOP))
 for k in ('VPSTUDY_PACKS', 'VPSTUDY_WEIGHTS'): os.environ.pop(k, None)
 sys.path.insert(0, str(TOP))
-from vpstudy.core import BadInput
-from vpstudy.records import KEYS, read_records
-from vpstudy.study import missing, resolve
-from vpstudy.tables import read_all
+from vpstudy.base.core import BadInput
+from vpstudy.study.records import KEYS, read_records
+from vpstudy.study.run import missing, resolve
+from vpstudy.study.archive import read_all
 
 P = dict(backbone='glyphs_smoke', sparsity=.9, shots='1,10', seeds='0,1', modes='flm,lp', epochs=40)
-RUN = f'from vpstudy.study import resolve, run_setting; import sys; run_setting(*resolve(**{P!r}), sys.argv[1])'
+RUN = f'from vpstudy.study.run import resolve, run_setting; import sys; run_setting(*resolve(**{P!r}), sys.argv[1])'
 
 def start(where, **env): return subprocess.Popen([sys.executable, '-c', RUN, str(where)], env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 def finish(p): # (rc, its last line)

@@ -2,9 +2,9 @@
 `python .ci/ids.py` compares; `python .ci/ids.py --write` makes the files anew, which a note has to explain."""
 import sys
 from pathlib import Path
-from vpstudy.core import Setting, Trial
-from vpstudy.plan import plan_study
-from vpstudy.tables import read_table
+from vpstudy.base.identity import Setting, Trial
+from vpstudy.study.plan import plan_study
+from vpstudy.study.archive import read_table
 
 TOP = Path(__file__).resolve().parents[1]
 STUDIES = 'embedded_full', 'imagenet_small', 'modes'

@@ -31,7 +31,7 @@ def invalid(notebook):
 
 def clean_and_exported():
     "nbdev_clean and nbdev_export change nothing; the README says what index.ipynb says"
-    files = 'nbs/**/*.ipynb', 'vpstudy/*.py'
+    files = 'nbs/**/*.ipynb', 'vpstudy/**/*.py'
     before = snapshot(*files)
     out = [run('nbdev_clean'), run('nbdev_export')]
     after = snapshot(*files)
@@ -44,7 +44,7 @@ def clean_and_exported():
     wrong = {p.name: str(e) for p in before if p.suffix == '.ipynb' and (e := invalid(p))}
     check('every notebook is valid, saved outputs too', not wrong, wrong)
     def pictures(nb): return sum('image/png' in o.get('data', {}) for c in json.loads((TOP/'nbs'/nb).read_text())['cells'] for o in c.get('outputs', []))
-    without = [nb for nb in ('10_backbones.ipynb', '14_compress.ipynb', '20_targets.ipynb', '25_transfer.ipynb', 'report_study.ipynb', 'show_targets.ipynb') if not pictures(nb)]
+    without = [nb for nb in ('11_backbone.ipynb', '25_setting.ipynb', '31_target.ipynb', '37_trial.ipynb', 'reports/report_study.ipynb', 'reports/show_targets.ipynb') if not pictures(nb)]
     check('saved outputs show the pictures', not without, without)
 
 def notebooks():
@@ -175,7 +175,7 @@ COUNT = """
 import json, sys
 from pathlib import Path
 from vpstudy.commands import study_plan, study_status
-from vpstudy.report import Study
+from vpstudy.report.page import Study
 for file in sorted(Path('nbs/studies').resolve().glob('*.yaml')):
     for reuse in (None, True) if "imagenet" not in file.stem and file.stem != "published" else [None]:
         s = Study(str(file), reuse=reuse)
@@ -186,7 +186,7 @@ def counts():
     "plan, status and report count alike, for every study file, here and where there are other images of the same names; so does a run that reuses"
     from PIL import Image
     import io
-    from vpstudy.packs import write_pack
+    from vpstudy.base.packs import write_pack
     def picture(k): return (Image.new('RGB', (8, 8), (k, 90, 200)).save(b := io.BytesIO(), 'PNG'), b.getvalue())[1]
     images = [dict(image=picture(k), label=k % 12, split='train' if k < 132 else 'test', path=f'{k}.png') for k in range(144)]
     for n in ('cifar10', 'dtd10_partial', 'gtsrb', 'flowers102', 'caltech101', 'tiny_imagenet'): write_pack(Path(TMP.name)/f'packs/{n}.parquet', images, [f'class {c}' for c in range(12)])
@@ -267,7 +267,7 @@ def in_jupyter():
     "Notebooks run through nbclient, as JupyterLab would run them, and show their pictures, not only the first"
     code = '''
 import nbformat, nbclient
-for name in ("20_targets", "33b_prices"):
+for name in ("31_target", "54_tradeoffs"):
     nb = nbformat.read(f"nbs/{name}.ipynb", 4)
     nb.cells = [c for c in nb.cells if "nbdev_export" not in c.source]
     nbclient.NotebookClient(nb, timeout=300, resources={"metadata": {"path": "nbs"}}).execute()
@@ -319,7 +319,7 @@ for e in distribution('vpstudy').entry_points.select(group='console_scripts'):
     r = alone(site/'bin'/'vpstudy', 'predict', next(iter(got), ''), image, '--json')
     check('vpstudy predict with one of them', [len(i['classes']) for i in json.loads(r.stdout or '{}').get('images', [])] == [5], r.stdout + r.stderr)
     check('nothing was written beside the package', files() == before and len(before) > 100, files() ^ before)
-    code = 'from vpstudy.core import data_path; import os; print(data_path(), os.environ["VPSTUDY_DATA"])'
+    code = 'from vpstudy.base.core import data_path; import os; print(data_path(), os.environ["VPSTUDY_DATA"])'
     said = [alone(sys.executable, '-c', code, PYTHONPATH=str(TOP), VPSTUDY_DATA=v).stdout.split() for v in ('', 'scratch')]
     check('a checkout keeps data/, wherever you stand; a relative VPSTUDY_DATA is read from there, once', said == [[f'{TOP}/data'] * 2, [f'{here}/scratch'] * 2], said)
 def what_you_see():
