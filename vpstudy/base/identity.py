@@ -7,7 +7,7 @@ __all__ = ['SCHEMA', 'make_id', 'Setting', 'Trial']
 
 # %% ../../nbs/02_identity.ipynb #9798941b
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from .core import sha256
 
 # %% ../../nbs/02_identity.ipynb #f955b891
@@ -35,6 +35,11 @@ class Setting:
     state: int|None = None # round of a lottery ticket
     checkpoint: str|None = None # content of somebody's compressed file: architecture and tensors, not its bytes
     network_seed: int = 0 # which training of source model and compressor
+    params: dict = field(default_factory=dict, hash=False) # further parameters that the method owns, by name
+    @property
+    def content(self) -> dict:
+        "What the ids of a setting and of its trials are made of; `params` came later, and counts where there are some"
+        return {k: v for k, v in vars(self).items() if k != 'params' or v}
 
     @property
     def label(self) -> str:
@@ -42,11 +47,11 @@ class Setting:
         extra = [f'{self.sparsity:g}' if self.sparsity is not None else '', f'{self.bits} bit' if self.bits is not None else '',
                  f'state {self.state}' if self.state is not None else '',
                  self.observer if self.observer not in (None, 'mse') else '', self.distribution if self.distribution not in (None, 'global') else '',
-                 f'keep {self.keep}' if self.keep not in (None, 'none') else '']
+                 f'keep {self.keep}' if self.keep not in (None, 'none') else '', *(f'{k} {v}' for k, v in sorted(self.params.items()))]
         return ' '.join([self.method, *([self.weights] if self.method == 'checkpoint' else filter(None, extra))])
 
     @property
-    def id(self) -> str: return make_id(f'{self.backbone}-{re.sub(r"[^A-Za-z0-9_.]+", "-", self.label)}-n{self.network_seed}', vars(self))
+    def id(self) -> str: return make_id(f'{self.backbone}-{re.sub(r"[^A-Za-z0-9_.]+", "-", self.label)}-n{self.network_seed}', self.content)
 
 # %% ../../nbs/02_identity.ipynb #e41ad41b
 @dataclass(frozen=True)
@@ -70,4 +75,4 @@ class Trial:
 
     def id(self, setting:Setting) -> str:
         "The id of this trial on `setting`"
-        return make_id(f'{self.target}-{self.mode}-{self.shots}shot-s{self.seed}', {'setting': vars(setting), **vars(self)})
+        return make_id(f'{self.target}-{self.mode}-{self.shots}shot-s{self.seed}', {'setting': setting.content, **vars(self)})

@@ -11,7 +11,6 @@ import contextlib, ctypes, os, platform, re, subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-import torch
 from .. import __version__
 from .core import BadInput, checkout
 
@@ -31,6 +30,7 @@ def own_cores() -> int:
 
 def set_threads(n:int|None=None) -> int:
     "Use `n` threads: by default `VPSTUDY_THREADS`, else the cores this process may use"
+    import torch # here and below: what only plans or reads records does without
     said = os.environ.get('VPSTUDY_THREADS') or str(own_cores())
     if not re.fullmatch(r'[1-9]\d*', said): raise BadInput(f'VPSTUDY_THREADS={said!r} is not allowed; give a whole number of cores, 1 or more')
     torch.set_num_threads(n or int(said))
@@ -40,23 +40,26 @@ def set_threads(n:int|None=None) -> int:
 @contextlib.contextmanager
 def using_threads(n:int|None): # None: as many as there are
     "`n` threads within, then as many as before"
+    import torch
     before = torch.get_num_threads()
     torch.set_num_threads(n or before)
     try: yield
     finally: torch.set_num_threads(before)
 
 # %% ../../nbs/03_machine.ipynb #9517be1a
-def resolve_device(device:str='auto') -> torch.device:
+def resolve_device(device:str='auto'): # -> torch.device
     "'auto' -> cuda where there is one, else cpu"
+    import torch
     here = ['cpu', *(['cuda'] if torch.cuda.is_available() else []), *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
     if device == 'auto': return torch.device(here[1] if len(here) > 1 else 'cpu')
     if device not in here: raise BadInput(f"device {device!r} is not here; choose one of: auto, {', '.join(here)}")
     return torch.device(device)
 
-def resolve_precision(precision:str='auto', device:torch.device|str='cpu') -> str:
+def resolve_precision(precision:str='auto', device='cpu') -> str: # device: torch's, or its name
     "'auto' -> 'bf16' where `device` is faster with it, else 'fp32'"
     if precision not in ('auto', 'fp32', 'bf16'): raise BadInput(f'precision {precision!r} is unknown; choose one of: auto, fp32, bf16')
     if precision != 'auto': return precision
+    import torch
     if torch.device(device).type == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32'
     return 'bf16' if _cpu_flags() & {'amx_bf16', 'avx512_bf16'} else 'fp32'
 
@@ -69,6 +72,7 @@ def _cpu_flags() -> set:
 # %% ../../nbs/03_machine.ipynb #76385346
 def machine() -> dict:
     "What a result was computed on"
+    import torch
     try: cpu = re.search(r'(?m)^model name\s*:\s*(.*)$', Path('/proc/cpuinfo').read_text())[1]
     except (OSError, TypeError): cpu = platform.processor() or platform.machine()
     return dict(cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), system=platform.system(),

@@ -19,13 +19,16 @@ class Parameters:
             raise BadInput(f"given values ({lost}) would be overwritten: no cell is tagged 'parameters'; allowed is a notebook whose cell of defaults has that tag, so put it back")
         self.ns, self.before = ns, dict(ns)
 
-    def __call__(self) -> dict:
-        "Name -> value of every annotated parameter; `BadInput` for an unknown name or a wrong type"
+    def __call__(self, more=lambda given: ()) -> dict: # more: parameters -> names allowed beside them, e.g. of the method that is given
+        "Name -> value of every parameter; `BadInput` for an unknown name or a wrong type"
         hints = typing.get_type_hints(type('_', (), {'__annotations__': dict(self.ns.get('__annotations__', {}))}))
         own = re.compile(r'_+|_i+|_i?\d+|_[iod]h|__\w+__|In|Out') # what IPython itself keeps up to date
         new = [k for k, v in self.ns.items() if not own.fullmatch(k) and k not in hints and self.before.get(k, hints) is not v and self.ns[k] is not self]
-        if new: raise BadInput(f'parameter {new[0]!r} (= {self.ns[new[0]]!r}) is unknown; allowed are: {", ".join(hints)}')
-        return {k: _typed(k, self.ns[k], t) for k, t in hints.items()}
+        given = {k: _typed(k, self.ns[k], t) for k, t in hints.items()}
+        also = [*more(given)] if new else []
+        if lost := [k for k in new if k not in also]:
+            raise BadInput(f'parameter {lost[0]!r} (= {self.ns[lost[0]]!r}) is unknown; allowed are: {", ".join([*hints, *also])}')
+        return {**given, **{k: self.ns[k] for k in new}}
 
 # %% ../../nbs/07_parameters.ipynb #8dd098e1
 def _typed(name, value, hint):
