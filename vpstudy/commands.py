@@ -11,7 +11,7 @@ import argparse, contextlib, json, shutil, sys, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from . import __version__
-from .base.progress import doing, progress, say, telling
+from .base.progress import doing, progress, say, sharing_status
 from .base.core import BadInput, as_list, first_line, nbs_path, rng, root, write_atomic
 from .base.machine import own_cores
 from .study.cluster import job_script, run_named, run_study
@@ -23,7 +23,7 @@ from .study.records import as_table, mixed, read_failures, read_record, records_
 from .base.processes import in_processes
 from .report.page import cells_html, page, write_contents, write_site
 from .study.run import run_setting
-from .study.archive import pack, read_all, unpack
+from .study.archive import write_archive, read_all, restore
 import torch
 
 # %% ../nbs/61_commands.ipynb #e80d6b39
@@ -129,7 +129,7 @@ def make_report(file, records=None, figures=None, reuse:bool|None=None) -> Path:
     given = dict(study=str(study_file(file)), records=str(records_path(records)), figures=str(figures), reuse=takes_tables(file, reuse))
     calls = [(given, out(n), f'reports/{n}.ipynb') for n in names]
     ends, failed = in_processes(timed_page, calls, min(own_cores(), len(calls))) if study else ((c, timed_page(*c)) for c in calls), {}
-    with telling(records_path(records), 'pages'):
+    with sharing_status(records_path(records), 'pages'):
         for (*_, n), end in progress(ends, 'pages', total=len(calls)):
             why, took = (end, None) if isinstance(end, str) else end # a sentence: its process was killed
             say(f'{n}: ' + (f'stopped: {why}' if why else f'{took:.0f} s'))
@@ -216,7 +216,7 @@ def main(argv=None):
         if a.command == 'script': print(job_script(a.file)); return
         out = dict(plan=lambda: study_plan(a.file, a.records, a.split == 'target', a.tflops, a.reuse), run=lambda: _run(a), status=lambda: study_status(a.file, a.records, a.reuse),
                    report=lambda: _report(a), check=lambda: study_check(a.file, a.records, a.sample, a.seed, a.reuse),
-                   pack=lambda: pack(a.file, a.records), unpack=lambda: unpack(a.file, a.records),
+                   pack=lambda: write_archive(a.file, a.records), unpack=lambda: restore(a.file, a.records),
                    notebooks=lambda: copy_notebooks(a.file))[a.command]()
     except BadInput as e: sys.exit(f'vpstudy_study: {e}')
     except OSError as e: sys.exit(f'vpstudy_study: {e.strerror or e} ({e.filename}); finished trials are kept')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BEAT', 'STALE', 'TRUST', 'Doing', 'going_on', 'noting', 'Terminal', 'Log', 'Cell', 'under_papermill', 'screens',
-           'meanwhile', 'bar', 'say', 'meter', 'doing', 'progress', 'Telling', 'clear_told', 'telling', 'told',
-           'at_work', 'place', 'worker', 'Pieces', 'counting']
+           'meanwhile', 'bar', 'say', 'meter', 'doing', 'progress', 'StatusFile', 'clear_status', 'sharing_status',
+           'read_status', 'at_work', 'place', 'worker', 'Pieces', 'counting']
 
 # %% ../../nbs/04_progress.ipynb #8f1549f7
 import contextlib, contextvars, os, platform, sys, threading, time
@@ -156,7 +156,7 @@ def progress(items, what:str, each:int=1, total:int|None=None): # each: things a
 # %% ../../nbs/04_progress.ipynb #5b9b8895
 BEAT, STALE = 15, 120 # seconds: written again at least so often; not believed when older
 
-class Telling:
+class StatusFile:
     "A small file that says what this process is doing"
     def __init__(self, folder:Path, name:str):
         self.folder, self.name, self.lock, self.text, self.when = Path(folder), name, threading.Lock(), '', 0.
@@ -173,7 +173,7 @@ class Telling:
     def keep(self, stop):
         while not stop.wait(.25): self.tell()
 
-def clear_told(folder:Path):
+def clear_status(folder:Path):
     "Delete what processes left that are gone: of this machine, or silent for long"
     with contextlib.suppress(OSError):
         sweep(folder)
@@ -181,19 +181,19 @@ def clear_told(folder:Path):
             if time.time() - p.stat().st_mtime > 5 * STALE: p.unlink(missing_ok=True)
 
 @contextlib.contextmanager
-def telling(folder:Path, name:str):
+def sharing_status(folder:Path, name:str):
     "Within, a file in `folder` says what this process is doing; its workers do the same"
-    _telling.append(t := Telling(folder, name))
+    _telling.append(t := StatusFile(folder, name))
     end = meanwhile(t.keep)
     try: yield
     finally:
         end(); _telling.remove(t)
         for p in (t.path, t.new): # a full disk leaves the second
             with contextlib.suppress(OSError): p.unlink(missing_ok=True)
-        clear_told(folder)
+        clear_status(folder)
 
 # %% ../../nbs/04_progress.ipynb #2bd307f2
-def told(folder:Path, names=None) -> list: # names: of whom to listen to; default: all. -> what each says, the newest last
+def read_status(folder:Path, names=None) -> list: # names: of whom to listen to; default: all. -> what each says, the newest last
     "What other processes say in `folder`"
     said, own = [], f'.{platform.node()}.{os.getpid()}.now.tmp'
     with contextlib.suppress(OSError):
@@ -206,7 +206,7 @@ def told(folder:Path, names=None) -> list: # names: of whom to listen to; defaul
 def at_work(after:int=0, folder:Path|None=None, names=None) -> str: # after: as of `going_on`; folder, names: as of `told`, default: where this process tells
     "What is going on in other processes, how many they are and what the newest does; or else here"
     if folder is None and _telling: folder, names = _telling[-1].folder, {_telling[-1].name}
-    said = told(folder, names) if folder else []
+    said = read_status(folder, names) if folder else []
     return f'{len(said)} at work | ' * (len(said) > 1) + said[-1] if said else going_on(after)
 
 def place() -> tuple|None: # what `worker` takes
@@ -218,7 +218,7 @@ def worker(place:tuple|None):
     global _mute
     _mute = True
     if not place: return
-    _telling.append(t := Telling(*place)) # until it ends; between two calls it has no file
+    _telling.append(t := StatusFile(*place)) # until it ends; between two calls it has no file
     meanwhile(t.keep)
 
 # %% ../../nbs/04_progress.ipynb #67ed0838

@@ -10,14 +10,14 @@ import argparse, json, sys
 from dataclasses import asdict, replace
 import pandas as pd
 from .. import __version__
-from ..base.progress import progress, telling
+from ..base.progress import progress, sharing_status
 from ..base.core import BadInput, data_path, first_line
 from ..base.identity import Setting
 from ..base.machine import set_threads
 from ..base.processes import in_processes
 from ..base.packs import get_pack
 from ..networks.backbone import sources
-from ..networks.imagenet import check
+from ..networks.imagenet import measure_top1
 from .setting import compressed, dense_lock
 
 # %% ../../nbs/26_upstream.ipynb #3c9a2e2b
@@ -45,7 +45,7 @@ def upstream_table(
     todo = first + chains + others # no process waits for all dense networks, only for the one that it needs
     rows = {}
     data_path('checkpoints').mkdir(parents=True, exist_ok=True)
-    with telling(data_path('checkpoints'), 'upstream'):
+    with sharing_status(data_path('checkpoints'), 'upstream'):
         for (s,), row in progress(in_processes(upstream_row, [(s,) for s in todo], cores), 'settings', total=len(todo)):
             if isinstance(row, str): raise BadInput(f'{s.label}: {row}')
             rows[s] = row
@@ -68,6 +68,6 @@ def main(argv=None):
         model, pack = sources[a.name], get_pack(a.data)
         weights = model.check_weights(a.weights)
         first_line(a.json)
-        out = check(model.load(weights), pack, getattr(model, 'check_crop', lambda w: None)(weights), a.split)
+        out = measure_top1(model.load(weights), pack, getattr(model, 'check_crop', lambda w: None)(weights), a.split)
     except (BadInput, OSError) as e: sys.exit(f'vpstudy_backbone: {e}')
     print(json.dumps(out) if a.json else ', '.join(f'{k}: {v}' for k, v in out.items()))

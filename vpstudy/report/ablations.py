@@ -40,7 +40,7 @@ def contrast_table(
     table:pd.DataFrame, # of `records.as_table`
     metric:str='accuracy',
     contrasts:dict=CONTRASTS,
-    images:dict={}, # id -> (correct, confidence), of `tables.read_images`
+    images:dict={}, # id -> (correct, confidence), of `archive.read_answers`
 ) -> pd.DataFrame: # contrast, target, shots, setting: difference with its 95 % interval, n pairs, images: whether their chance is in the interval
     "What each part is worth by setting, and how much less or more on a compressed setting than on dense"
     pairs, resampled = paired_modes(table, metric, contrasts), Resampled(images)

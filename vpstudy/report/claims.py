@@ -162,7 +162,7 @@ def _rows(claim, settings, planned): # planned: of one target
 
 def judge_claims(
     table:pd.DataFrame, # of `records.as_table`
-    images:dict={}, # id -> (correct, confidence), of `tables.read_images`
+    images:dict={}, # id -> (correct, confidence), of `archive.read_answers`
     expected:pd.DataFrame|None=None, # what was planned, with the columns that name settings, targets, budgets; default: what is there
     claims=CLAIMS,
 ) -> pd.DataFrame: # one row a row of a claim

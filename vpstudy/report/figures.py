@@ -199,7 +199,7 @@ def main_table(table:pd.DataFrame, metrics=('accuracy', 'ece', 'legacy_ece', 'se
 def differences(
     table:pd.DataFrame, # of `records.as_table`
     metric:str='accuracy',
-    images:dict={}, # id -> (correct, confidence), of `tables.read_images`
+    images:dict={}, # id -> (correct, confidence), of `archive.read_answers`
 ) -> pd.DataFrame:
     """Paired difference to dense by target, setting, mode and shots: mean, 95 % interval over networks and seeds, n pairs;
     images: whether their chance is in the interval too;

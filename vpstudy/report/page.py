@@ -17,7 +17,7 @@ from ..transfer.datasets import get_target
 from .figures import UNPAIRED, kinds, mapping_picture, missing_trials, mode_order, order, save_figure, shot_order
 from .tradeoffs import save_table
 from ..study.records import as_table, mixed
-from ..study.archive import read_images
+from ..study.archive import read_answers
 
 # %% ../../nbs/58_page.ipynb #0aa13dd5
 class Study:
@@ -45,7 +45,7 @@ class Study:
 
     def images(self) -> dict: # id -> (correct, confidence)
         "What became of every test image"
-        return read_images(self.found, self.where)
+        return read_answers(self.found, self.where)
 
     def lost(self) -> list: # of sentences
         "Whole sources, settings, targets, modes or budgets of which nothing is there, by name"

@@ -48,7 +48,7 @@ def cost_picture(
     table:pd.DataFrame, # of `records.as_table`, one backbone and target
     modes=('lp', 'ilm'),
     metrics:dict=METRICS, # column -> its name
-    images:dict={}, # id -> (correct, confidence), of `tables.read_images`
+    images:dict={}, # id -> (correct, confidence), of `archive.read_answers`
 ):
     """Difference to dense against bits kept: metrics down, shots across, modes by colour, quantized settings hollow, what has fewer trials pale;
     a sentence where there is none"""

@@ -11,7 +11,7 @@ __all__ = ['RETRIES', 'TIMEOUT', 'SETTLE', 'environment', 'own_kernel', 'execute
 import contextlib, logging, os, platform, re, shlex, sys, threading, time, uuid
 from collections import Counter
 from pathlib import Path
-from ..base.progress import Pieces, at_work, clear_told, counting, doing, say
+from ..base.progress import Pieces, at_work, clear_status, counting, doing, say
 from ..base.core import BadInput, checkout, data_path, nbs_path, needs, sha256
 from ..base.machine import own_cores
 from .hours import START, Rates, expected, jobs
@@ -204,10 +204,10 @@ def watching(
             for path in [p for p in pieces.left if p.exists()]: pieces.made(path)
             looked[:] = time.monotonic(), time.monotonic() - start
         return at_work(0, where, names) or ('notebooks are starting' if pieces.left else 'notebooks are ending')
-    clear_told(where)
+    clear_status(where)
     try:
         with counting(pieces, look, 0) if make else contextlib.nullcontext(): yield
-    finally: clear_told(where)
+    finally: clear_status(where)
 
 # %% ../../nbs/48_cluster.ipynb #0f89bda5
 def notes_of(task) -> dict: # of `tasks_of`; file -> content

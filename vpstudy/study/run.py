@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import lru_cache, partial
 import torch
 from filelock import FileLock
-from ..base.progress import Pieces, clear_told, counting, doing, telling
+from ..base.progress import Pieces, clear_status, counting, doing, sharing_status
 from ..base.core import BadInput, as_list, check_shots, data_path, sweep
 from ..base.identity import Setting
 from ..base.machine import resolve_device, set_threads
@@ -202,7 +202,7 @@ def run_setting(
     try: folder.mkdir(parents=True, exist_ok=True); (folder/'.write-test').touch(); (folder/'.write-test').unlink(missing_ok=True)
     except OSError as e: raise BadInput(f'records cannot be written to {folder} ({e.strerror}); give another directory with -p records DIR') from None
     for place in (folder, data_path('checkpoints'), data_path('sources')): sweep(place)
-    clear_told(folder.parent)
+    clear_status(folder.parent)
     for _, t in todo: failure_path(setting.id, t.id(setting), records).unlink(missing_ok=True)
     small = sources[setting.backbone].threads == 1 and resolve_device(device).type == 'cpu'
     workers = workers or (cores if small else 1)
@@ -211,7 +211,7 @@ def run_setting(
         if small: set_threads(1)
         takes, there = lambda *ids: {i: expected.get(i, 1.) for i in ids}, not (path := network_path(setting)) or path.exists()
         pieces = Pieces(takes(*[setting.id] * (not there), *(t.id(setting) for _, t in todo)), there, workers) # its network is one of them
-        with telling(folder.parent, setting.id), counting(pieces):
+        with sharing_status(folder.parent, setting.id), counting(pieces):
             upstream = _upstream(setting, records)
             check_same_weights(setting, upstream, records, reuse)
             before, todo = len(todo), missing(setting, trials, records, upstream.get('parent_sha256'), reuse)

@@ -32,12 +32,12 @@ from .records import read_record, records_path
 from ..compress.magnitude import bake
 from .archive import read_tables
 from ..transfer.target import Target, resized
-from ..transfer.mode import Fit, modes
+from ..transfer.mode import Outcome, modes
 
 # %% ../../nbs/43_trained.ipynb #aa8b830d
 def keep(
     setting:Setting, trial:Trial, target:Target, backbone:Backbone,
-    fit:Fit, # of `run_trial`
+    fit:Outcome, # of `run_trial`
     temperature:float|None, # fitted on `fit.held_out`
     networks:bool=False, # keep a fine-tuned network, too
 ) -> bytes|None: # a safetensors file; None where the mode does not say what it learned

@@ -14,7 +14,7 @@ from .fast.frozen import Frozen
 from .prompting import Lens, network_for, swap_head, with_head
 from .semantic import sense
 from .target import Target
-from .mode import Fit, Mode, Training, adam_cosine, modes
+from .mode import Outcome, Mode, Training, adam_cosine, modes
 
 # %% ../../nbs/36b_probes.ipynb #243b1644
 def cached_features(
@@ -34,7 +34,7 @@ def cached_features(
         cache[key] = torch.cat([see(i) for i in (index if alone else torch.arange(n)).split(frozen.batch)])
     return cache[key] if alone or index is None else cache[key][index.to(frozen.device)]
 
-def linear_probe(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
+def linear_probe(frozen:Frozen, target:Target, trial:Trial, index) -> Outcome:
     "Learn a linear layer on frozen features"
     lens = Lens(frozen, target, trial) if trial.prompt else None
     x, y = cached_features(frozen, target, 'train', index, lens), target.labels['train'][index].to(frozen.device)
@@ -44,13 +44,13 @@ def linear_probe(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     for _ in range(trial.epochs): training.epoch(lambda i: x[i], layer)
     @torch.no_grad()
     def score(split, index=None): return layer(cached_features(frozen, target, split, index, lens)).cpu()
-    return Fit(score, None, dict(head=layer, **(dict(prompt=lens.prompt) if lens else {})), training.trace)
+    return Outcome(score, None, dict(head=layer, **(dict(prompt=lens.prompt) if lens else {})), training.trace)
 
 modes['lp'] = Mode(linear_probe, 'head', reads='features')
 modes['lp_canvas'] = Mode(linear_probe, 'head', prompted=True, reads='features')
 
 # %% ../../nbs/36b_probes.ipynb #d8b854c4
-def prompt_and_head(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
+def prompt_and_head(frozen:Frozen, target:Target, trial:Trial, index) -> Outcome:
     "Learn a prompt and a linear layer, on source logits (`fullymap`) or on features"
     source = frozen.backbone.classes
     eye = network_for(frozen, modes[trial.mode].reads, target.classes)
@@ -64,7 +64,7 @@ def prompt_and_head(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     if trial.mode == 'fullymap':
         most = layer.weight.detach().argmax(1).cpu()
         mapping = dict(source_index=most.tolist(), source_name=[source[s] for s in most], **sense(most, source, target.classes))
-    return Fit(lens.scorer(layer), mapping, dict(prompt=lens.prompt, head=layer), training.trace)
+    return Outcome(lens.scorer(layer), mapping, dict(prompt=lens.prompt, head=layer), training.trace)
 
 modes['fullymap'] = Mode(prompt_and_head, 'prompt and head', prompted=True)
 modes['vp_lp'] = Mode(prompt_and_head, 'prompt and head', prompted=True, reads='features')
@@ -79,7 +79,7 @@ def body_density(net:nn.Module, head:str) -> float:
     ws = [m.weight.detach() for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and n != head]
     return sum(int(w.count_nonzero()) for w in ws) / sum(w.numel() for w in ws)
 
-def fine_tune(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
+def fine_tune(frozen:Frozen, target:Target, trial:Trial, index) -> Outcome:
     "Train a new head and the whole network; masks and quantizers stay"
     backbone, device = frozen.backbone, frozen.device
     net = backbone.trainable() if backbone.trainable else copy.deepcopy(backbone.net)
@@ -99,6 +99,6 @@ def fine_tune(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
     def score(split, index=None):
         index = torch.arange(len(target.labels[split])) if index is None else index
         return torch.cat([see(images(split, i)).cpu() for i in index.split(frozen.batch)])
-    return Fit(score, None, dict(network=net), training.trace, dict(density_before=before, density=body_density(net, backbone.head)))
+    return Outcome(score, None, dict(network=net), training.trace, dict(density_before=before, density=body_density(net, backbone.head)))
 
 modes['ft'] = Mode(fine_tune, 'network', optimiser=adam_cosine, lr=1e-3, reads='target')

@@ -16,7 +16,7 @@ from .mapping import Reading, mappings
 from .prompt import prompts
 from .semantic import sense
 from .target import Target
-from .mode import Fit, Mode, Trial, Training, epoch_together, modes, sgd_cosine
+from .mode import Outcome, Mode, Trial, Training, epoch_together, modes, sgd_cosine
 
 # %% ../../nbs/36a_prompting.ipynb #2eb28935
 class Lens:
@@ -45,7 +45,7 @@ class Lens:
         return out
 
     def scorer(self, read):
-        "The `score` of a `Fit`: `read` makes K logits of source logits"
+        "The `score` of an `Outcome`: `read` makes K logits of source logits"
         @torch.no_grad()
         def score(split, index=None):
             index = torch.arange(len(self.target.labels[split])) if index is None else index
@@ -80,11 +80,11 @@ class Prompting:
             self.reading.update()
         if self.how.updates: self.reading.clear()
 
-    def fit(self, names=None) -> Fit:
+    def fit(self, names=None) -> Outcome:
         described = self.reading.described(self.classes)
         described.update(sense(torch.tensor(described['source_index']), names or self.classes, self.lens.target.classes))
         learned = dict(prompt=self.lens.prompt, mapping=self.reading.mapping)
-        return Fit(self.lens.scorer(self.reading), described, learned, self.trace)
+        return Outcome(self.lens.scorer(self.reading), described, learned, self.trace)
 
 def visual_prompts(
     frozen:Frozen, target:Target,
@@ -92,7 +92,7 @@ def visual_prompts(
     indices:list, # for each, images of the training pool
     how=None, # their mapping; default: of each mode's name
     names:list|None=None, # what the source classes are called where sense is judged; default: their names
-) -> list: # of Fit
+) -> list: # of Outcome
     "Learn prompts side by side, a batch of each in every step; labels are read off mappings"
     all_ = [Prompting(frozen, target, t, i, how or mappings[t.mode]) for t, i in zip(trials, indices)]
     if trials[0].epochs:
@@ -104,7 +104,7 @@ def visual_prompts(
                            [p.reading for p in all_], [p.reading.note if p.how.updates else None for p in all_])
     return [p.fit(names) for p in all_]
 
-def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index, **more) -> Fit: # more: of `visual_prompts`
+def visual_prompt(frozen:Frozen, target:Target, trial:Trial, index, **more) -> Outcome: # more: of `visual_prompts`
     "Learn one prompt; labels are read off a mapping"
     return visual_prompts(frozen, target, [trial], [index], **more)[0]
 
@@ -151,7 +151,7 @@ def network_for(frozen:Frozen, reads:str, classes:list) -> Frozen: # reads: of a
     if reads == 'texts': return with_head(frozen, ('texts', sha256(classes)), lambda: text_head(frozen.backbone.texts, classes))
     return frozen
 
-def text_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Fit:
+def text_prompt(frozen:Frozen, target:Target, trial:Trial, index) -> Outcome:
     "Learn a prompt for CLIP; each target class is mapped to one of the texts about all of them"
     if not frozen.backbone.texts:
         raise BadInput(f'mode {trial.mode!r} needs a model that reads text, such as clip_vit_b32; {frozen.backbone.name!r} does not: choose another mode')

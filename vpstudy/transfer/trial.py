@@ -13,7 +13,7 @@ from ..base.machine import resolve_precision
 from .calibration import fit_temperature, metrics, reliability
 from .fast.frozen import Frozen
 from .prompt import prompts
-from .target import Target, actual_shots, fewshot, spare
+from .target import Target, actual_shots, fewshot, held_out_index
 from .mode import Mode, default_batch, modes
 import vpstudy.transfer.prompting, vpstudy.transfer.probes # their modes
 
@@ -78,7 +78,7 @@ def run_trials(
     frozen:Frozen,
     target:Target,
     trials:list, # one, or some of a group of `grouped`
-) -> list: # of (result: dict for a record, logits: fp32 [n, K], labels: int64 [n], fit: Fit)
+) -> list: # of (result: dict for a record, logits: fp32 [n, K], labels: int64 [n], fit: Outcome)
     "Train trials, side by side if they are several, and score each once; on a CPU, the same trials again give the same results"
     mode, clock = modes[trials[0].mode], [time.perf_counter()]
     took = lambda: (clock.append(time.perf_counter()), clock[-1] - clock[-2])[1] # seconds since the last time
@@ -90,7 +90,7 @@ def run_trials(
     fits = mode.together(frozen, target, trials, indices) if len(trials) > 1 else [mode.f(frozen, target, trials[0], indices[0])]
     train, out = took() / len(trials), []
     for trial, index, fit in zip(trials, indices, fits):
-        logits, labels, rest = fit.score(trial.split), target.labels[trial.split], spare(target, trial.shots, trial.seed)
+        logits, labels, rest = fit.score(trial.split), target.labels[trial.split], held_out_index(target, trial.shots, trial.seed)
         if not logits.isfinite().all():
             raise BadInput(f'lr={trial.lr!r} made the trial diverge (its logits are not finite); give a smaller one, e.g. {modes[trial.mode].lr / 10:g}')
         if len(rest): fit.held_out = fit.score('train', rest), target.labels['train'][rest]

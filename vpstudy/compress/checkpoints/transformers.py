@@ -15,7 +15,7 @@ from ...base.machine import set_threads
 from ...base.packs import get_pack
 from ...networks.backbone import sources
 from ...networks.clip import ClipClassifier, zero_shot_head
-from ...networks.imagenet import check
+from ...networks.imagenet import measure_top1
 from ..fake_quant import ActQuant, fake_quant, levels
 from ..vvt import PLACES, UNSIGNED, SplitBlock
 import vpstudy.compress.checkpoints.convnets # its dialects: the commands below know all
@@ -212,7 +212,7 @@ def verify(c, density:float|None=None, tolerance:float=.005, data:str|None=None)
     if data:
         b = checkpoint_backbone(c, {})
         crop = sources[c.architecture.backbone].check_crop()
-        said = check(b, get_pack(data), max(crop, b.canvas))
+        said = measure_top1(b, get_pack(data), max(crop, b.canvas))
         out.update(accuracy=said['accuracy'], n=said['n'])
     return dict(out, ok=ok)
 
