@@ -7,7 +7,8 @@ __all__ = ['CONTRASTS', 'TWINS', 'NOTHING_ADDED', 'PICTURED', 'paired_modes', 'c
 
 # %% ../../nbs/55_ablations.ipynb #5517105c
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .figures import styled, footnote, legend_beside, looks, mode_order, order, shot_order, spread, what_bars_are
+from ..study.frames import mode_order, setting_order, shot_order
+from .figures import styled, footnote, legend_beside, plot_styles, spread, what_bars_are
 from .stats import Resampled, interval
 
 # %% ../../nbs/55_ablations.ipynb #fa8d8ec5
@@ -52,7 +53,7 @@ def contrast_table(
     against = both.assign(setting=both.setting + ' - dense', difference=both.difference - both.difference_dense,
                           of=[(*own, *((-w, i) for w, i in twin)) for own, twin in zip(both.of, both.of_dense)])
     every = pd.concat([pairs, against[pairs.columns]], ignore_index=True)
-    rows, names = [], [*order(pairs.setting), *order(against.setting)]
+    rows, names = [], [*setting_order(pairs.setting), *setting_order(against.setting)]
     for c in contrasts:
         for t in sorted(set(every.target)):
             for n in shot_order(every.shots):
@@ -67,7 +68,7 @@ def contrast_table(
 def wide(table:pd.DataFrame, metric:str='accuracy') -> pd.DataFrame: # modes down; settings and shots across
     "Mean over seeds of every mode"
     t = table.assign(**{metric: table[metric].astype(float)}).pivot_table(index='mode', columns=['setting', 'shots'], values=metric)
-    return t.reindex(mode_order(t.index)).reindex(columns=[(s, n) for s in order(table.setting) for n in shot_order(table.shots) if (s, n) in t.columns])
+    return t.reindex(mode_order(t.index)).reindex(columns=[(s, n) for s in setting_order(table.setting) for n in shot_order(table.shots) if (s, n) in t.columns])
 
 NOTHING_ADDED = '*No two of these modes differ in one part only.*' # what is said instead of a figure or table
 PICTURED = {k: v for k, v in CONTRASTS.items() if 'rlm' not in v} # chance is so far off that nothing else would be seen
@@ -77,12 +78,12 @@ def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=P
     c = contrast_table(table, metric, contrasts, images)
     c = c[~c.setting.str.endswith(' - dense')]
     if c.empty: return NOTHING_ADDED
-    names, shots, style = [n for n in contrasts if n in set(c.contrast)], shot_order(c.shots), looks(c.setting)
+    names, shots, style = [n for n in contrasts if n in set(c.contrast)], shot_order(c.shots), plot_styles(c.setting)
     with styled():
         fig, axs = plt.subplots(1, len(shots), figsize=(2.2 * len(shots) + 3.4, .42 * len(names) + 1), sharex=True, sharey=True, squeeze=False)
         for n, ax in zip(shots, axs[0]):
             ax.axvline(0, color='k', lw=1); ax.set_title(f'{n} example{"s" * (n != 1)} a class'); ax.set_xlabel(f'{metric} gained')
-            for k, s in enumerate(order(c.setting)):
+            for k, s in enumerate(setting_order(c.setting)):
                 e = c[(c.shots == n) & (c.setting == s)].set_index('contrast').reindex(names)
                 y = np.arange(len(names)) + spread(k, len(style), .25)
                 ax.errorbar(e.difference, y, xerr=[e.difference - e.low, e.high - e.difference], fmt=style[s]['marker'], color=style[s]['color'], label=s, ms=4,

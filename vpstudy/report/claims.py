@@ -10,7 +10,8 @@ __all__ = ['NEEDED', 'PRUNED', 'POINT', 'OF_THESE_IMAGES', 'CLAIMS', 'VERDICTS',
 from dataclasses import dataclass
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from ..base.core import BadInput
-from .figures import COLOURS, styled, kinds, order, shot_order
+from ..study.frames import kinds, setting_order, shot_order
+from .figures import COLOURS, styled
 from .stats import Resampled, crossed_interval, judge
 from ..transfer.trial import modes
 
@@ -39,7 +40,7 @@ def settings_of(table:pd.DataFrame) -> pd.DataFrame: # backbone, setting, kind, 
     t = t.agg(kind=('kind', 'first'), networks=('network_seed', 'nunique'), seeds=('seed', 'nunique'))
     twins = set(t.backbone[t.kind == 'dense'])
     t['judged'] = [b in twins and n >= NEEDED[scale(b)][0] and s >= NEEDED[scale(b)][1] for b, n, s in zip(t.backbone, t.networks, t.seeds)]
-    rank = {s: i for i, s in enumerate(order(t.setting))}
+    rank = {s: i for i, s in enumerate(setting_order(t.setting))}
     return t.sort_values(['backbone', 'setting'], key=lambda c: c.map(rank) if c.name == 'setting' else c).reset_index(drop=True)
 
 # %% ../../nbs/56_claims.ipynb #552b6699

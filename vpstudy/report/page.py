@@ -14,7 +14,8 @@ import numpy as np, pandas as pd
 from ..base.core import BadInput, write_atomic
 from ..study.study import count
 from ..transfer.datasets import get_target
-from .figures import UNPAIRED, kinds, mapping_picture, missing_trials, mode_order, order, save_figure, shot_order
+from ..study.frames import kinds, missing_trials, mode_order, setting_order, shot_order
+from .figures import UNPAIRED, mapping_picture, save_figure
 from .tradeoffs import save_table
 from ..study.records import as_table, mixed
 from ..study.archive import read_answers
@@ -156,7 +157,7 @@ def mapping_pictures(study:Study, mode:str='ilm'): # yields (figure or a sentenc
         rows = rows[rows.shots == shot_order(rows.shots)[-1]]
         many = rows.groupby(['network_seed', 'seed']).size()
         rows = rows.set_index(['network_seed', 'seed']).loc[[many.idxmax()]].drop_duplicates('setting').set_index('setting') # where most settings are there
-        picked = {s: next(r for r in records if r['id'] == rows.id[s]) for s in order(rows.index)}
+        picked = {s: next(r for r in records if r['id'] == rows.id[s]) for s in setting_order(rows.index)}
         try: target = get_target(rows.target.iloc[0])
         except BadInput: yield f'*No pictures: the images of {rows.target.iloc[0]} are not on this machine (see VPSTUDY_PACKS).*', name; continue
         labels = target.labels['test'].tolist()

@@ -12,7 +12,8 @@ from pathlib import Path
 from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from ..base.core import write_atomic
-from .figures import COLOURS, styled, UNPAIRED, differences, footnote, kinds, looks, mode_order, order, shot_order, what_bars_are
+from ..study.frames import kinds, mode_order, setting_order, shot_order
+from .figures import COLOURS, styled, UNPAIRED, differences, footnote, plot_styles, what_bars_are
 from .stats import paired
 
 # %% ../../nbs/54_tradeoffs.ipynb #64999d0d
@@ -84,7 +85,7 @@ def cost_picture(
 
 def upstream_downstream(table:pd.DataFrame, modes=('ilm', 'lp')): # one backbone and target
     "What is lost on the target against what is lost on the source, paired with dense: modes across, settings by colour; a sentence where there is no pair"
-    modes, style, d = _there(modes, table), looks(table.setting), paired(table)
+    modes, style, d = _there(modes, table), plot_styles(table.setting), paired(table)
     if d.empty: return UNPAIRED
     d = d.assign(upstream=paired(table, 'upstream').difference)
     with styled():
@@ -92,7 +93,7 @@ def upstream_downstream(table:pd.DataFrame, modes=('ilm', 'lp')): # one backbone
         for mode, ax in zip(modes, axs[0]):
             means = d[d['mode'] == mode].groupby(['setting', 'shots', 'network_seed'])[['upstream', 'difference']].mean().reset_index()
             ax.axhline(0, color='k', lw=1); ax.axline((0, 0), slope=1, color='.6', ls='--', lw=1)
-            for s in order(means.setting):
+            for s in setting_order(means.setting):
                 m = means[means.setting == s]
                 ax.plot(m.upstream, m.difference, ls='', **{**style[s], 'ms': 4})
             ax.set(title=mode, xlabel='upstream top-1, difference to dense')
@@ -111,13 +112,13 @@ def trial_costs(
     rows = pd.DataFrame([dict(setting=setting, mode=r['trial']['mode'], **{k: r['seconds'].get(name) for k, name in seconds.items()},
                               bytes=r['upstream'].get('size_bytes')) for r, setting in zip(records, table.setting)])
     costs = rows.groupby(['setting', 'mode']).median().assign(n=rows.groupby(['setting', 'mode']).size())
-    return costs.reindex([k for k in product(order(rows.setting), mode_order(rows['mode'])) if k in costs.index]).reset_index()
+    return costs.reindex([k for k in product(setting_order(rows.setting), mode_order(rows['mode'])) if k in costs.index]).reset_index()
 
 def seconds_by_shots(table:pd.DataFrame):
     "Seconds of training a trial by budget, a line a mode, median over settings"
     with styled():
         fig, ax = plt.subplots(figsize=(4.6, 2.6))
-        shots, style = shot_order(table.shots), looks(table['mode'])
+        shots, style = shot_order(table.shots), plot_styles(table['mode'])
         for mode in mode_order(table['mode']):
             mean = table[table['mode'] == mode].groupby('shots').seconds.median().reindex(shots)
             ax.plot(range(len(shots)), mean.values, '-', **{**style[mode], 'ms': 4})
@@ -141,7 +142,7 @@ def ticket_picture(table:pd.DataFrame, modes=('rlm', 'flm', 'ilm', 'lp')): # one
     modes, shots, d = _there(modes, t), shot_order(t.shots), paired(t)
     if d.empty: return UNPAIRED
     last = tickets.index[-1]
-    style, top = looks(['dense', last]), max(.05, d.groupby(['mode', 'shots', 'setting']).difference.mean().abs().max()) # what is next to nothing is pale
+    style, top = plot_styles(['dense', last]), max(.05, d.groupby(['mode', 'shots', 'setting']).difference.mean().abs().max()) # what is next to nothing is pale
     with styled({'axes.grid': False}):
         fig, axs = plt.subplots(len(modes), 2, figsize=(7, 1.9 * len(modes) + .4), squeeze=False, gridspec_kw=dict(width_ratios=[1.2, 1]))
         for mode, (ax, heat) in zip(modes, axs):
