@@ -16,7 +16,7 @@ from .base.core import BadInput, as_list, first_line, nbs_path, rng, root, write
 from .base.machine import own_cores
 from .study.cluster import job_script, run_named, run_study
 from .study.hours import Rates, cost_table, cost_tables, kept_bytes, scaling
-from .study.study import count, takes_tables
+from .study.study import Study, takes_tables
 from .study.plan import plan_study, read_study, study_file
 from .report.figures import main_table
 from .study.records import as_table, mixed, read_failures, read_record, records_path
@@ -27,21 +27,21 @@ from .study.archive import write_archive, read_all, restore
 import torch
 
 # %% ../nbs/61_commands.ipynb #e80d6b39
-def _sums(c) -> dict: # c: `Counts`
+def _sums(c) -> dict: # c: `Study`
     "What every command says first"
-    return dict(settings=sum(not p.rest for p in c.plan), trials=len(c.rows), done=len(c.found), missing=len(c.rows) - len(c.found))
+    return dict(settings=sum(not p.rest for p in c.plan), trials=len(c.expected), done=len(c.found), missing=len(c.expected) - len(c.found))
 
-def _whence(c) -> dict: # c: `Counts`
+def _whence(c) -> dict: # c: `Study`
     "Which trials came from tables, which could, and which settings are known by name only"
     names = {of: reason for reason, labels in c.unresolved.items() for of in labels}
     names |= {of: 'their names fit several settings, so no record of them counts; put their files where VPSTUDY_PACKS and VPSTUDY_WEIGHTS point' for of in c.ambiguous}
-    return dict(tables=[dict(table=t, trials=n) for t, n in sorted(c.tables.items())], reusable=[dict(table=t, trials=n) for t, n in sorted(c.reusable.items())],
+    return dict(tables=[dict(table=t, trials=n) for t, n in sorted(c.archives.items())], reusable=[dict(table=t, trials=n) for t, n in sorted(c.reusable.items())],
                 unresolved=[dict(setting=of, reason=reason) for of, reason in names.items()], left_out=c.left_out)
 
 def study_plan(file, records=None, split:bool=False, tflops:float|None=None, reuse:bool|None=None) -> dict: # settings, trials, done, hours, ...
     """How much a study is: trials, hours of one worker for what is left, and on 1, 8, 64 workers; megabytes of what all trials learn (`learned_mb`),
     and of fine-tuned networks (`networks_mb`), which are kept with `keep_networks: true`"""
-    c = count(file, records, reuse)
+    c = Study(file, records, reuse)
     tables = cost_tables(c.plan, Rates(c.every, tflops), c.done)
     table, more = tables['target' if split else 'setting'], scaling(tables)
     learned, networks = np.sum([kept_bytes(pt, p.params) for p in c.plan for pt in p.points], 0) / 1e6
@@ -49,15 +49,15 @@ def study_plan(file, records=None, split:bool=False, tflops:float|None=None, reu
 
 def study_status(file, records=None, reuse:bool|None=None) -> dict: # settings, trials, done, missing, failed, hours, ...
     "How far a study is: what is done and missing, what failed and why, hours left, and what is mixed that should not be"
-    c = count(file, records, reuse)
+    c = Study(file, records, reuse)
     folders = {p.setting.id for p in c.plan if p.setting}
-    failed = [n for n in read_failures(records) if n['id'] in ({*c.rows.id.dropna()} | folders) - c.done]
+    failed = [n for n in read_failures(records) if n['id'] in ({*c.expected.id.dropna()} | folders) - c.done]
     return dict(**_sums(c), hours=float(cost_table(c.plan, Rates(c.every), c.done).hours.sum()), failed=failed, **_whence(c), warnings=mixed(c.found))
 
 # %% ../nbs/61_commands.ipynb #6fa47c18
 def progress_table(file, records=None) -> pd.DataFrame:
     "A row a setting: trials, done, failed, hours left"
-    c, notes = count(file, records), {n['id'] for n in read_failures(records)}
+    c, notes = Study(file, records), {n['id'] for n in read_failures(records)}
     table = cost_table(c.plan, Rates(c.every), c.done)
     table.insert(4, 'failed', [len(notes & ({*p.ids, p.label} - c.done)) for p in c.plan])
     return table.drop(columns='basis').round(dict(hours=2))
@@ -74,7 +74,7 @@ def live(file, records=None, every:float=10): # every: seconds
 # %% ../nbs/61_commands.ipynb #97c3a1d8
 def study_check(file, records=None, n:int=5, seed:int=0, reuse:bool|None=None) -> dict: # compared, differing, differences: dicts with id, what, before, now
     "Run a random sample of `n` done trials again and compare"
-    c = count(file, records, reuse)
+    c = Study(file, records, reuse)
     found, planned = {r['id']: r for r in c.found}, {i: (p.setting, pair) for p in c.plan for pair, i in zip(p.trials, p.ids)}
     if n < 1: raise BadInput(f'a sample of {n} trials is not allowed; give 1 or more')
     done = [i for i in planned if i in found]
@@ -98,7 +98,7 @@ def study_check(file, records=None, n:int=5, seed:int=0, reuse:bool|None=None) -
 # %% ../nbs/61_commands.ipynb #a2818708
 def means(file, records=None, reuse:bool|None=None, rows:int=40, columns:int=6) -> str: # rows, columns: at most
     "Mean accuracy over seeds, and ECE in brackets, of a study's trials: mode and shots by setting"
-    table, out = as_table(count(file, records, reuse).found), []
+    table, out = as_table(Study(file, records, reuse).found), []
     for (b, target), part in table.groupby(['backbone', 'target']) if len(table) else ():
         for k in ('weights', 'images'): # what legends do not say
             if part[k].nunique() > 1: part = part.assign(setting=part.setting.where(part[k].isna() | (part.method == 'checkpoint'), part.setting + ' ' + part[k].astype(str)))
@@ -180,7 +180,7 @@ def copy_notebooks(where) -> dict: # notebooks: where they are now
 
 def _run(a) -> dict:
     "The command `run`"
-    taken = lambda: count(a.file, a.records, a.reuse).tables if takes_tables(a.file, a.reuse) else {}
+    taken = lambda: Study(a.file, a.records, a.reuse).archives if takes_tables(a.file, a.reuse) else {}
     before = taken()
     failed = run_study(a.file, a.records, a.cluster, a.workers, a.split == 'target', a.reuse)
     if not failed and taken() != before: # trials of tables proved to be of another training of a network that was made now
@@ -191,7 +191,7 @@ def _run(a) -> dict:
 
 def _report(a) -> dict:
     "The command `report`"
-    c = count(a.file, a.records, a.reuse)
+    c = Study(a.file, a.records, a.reuse)
     return dict(**_sums(c), report=str(make_report(a.file, a.records, a.figures, a.reuse)), **_whence(c))
 
 def _shown(out:dict) -> str:

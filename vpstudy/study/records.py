@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from ..base.identity import SCHEMA, Setting, Trial
 from ..base.core import BadInput, data_path, sha256, write_atomic
 from ..base.machine import git_state, machine, versions
+from .frames import kind_of
 
 # %% ../../nbs/41_records.ipynb #2a2756d8
 def records_path(where=None) -> Path:
@@ -153,7 +154,7 @@ def as_table(records:list) -> pd.DataFrame:
         own = {k: getattr(s, k) for k in ('backbone', 'method', 'sparsity', 'bits', 'state', 'network_seed', 'weights', 'images')}
         done = {k: t[k] for k in ('target', 'mode', 'shots', 'seed', 'epochs', 'split', 'precision')}
         rest = sha256({k: v for k, v in t.items() if k not in ('target', 'mode', 'shots', 'seed', 'precision')})[:8]
-        return dict(setting=s.label, **own, **done, variant=rest, n_test=r['data']['n_test'], actual_shots=r['data']['actual_shots'][1],
+        return dict(setting=s.label, kind=kind_of(s), **own, **done, variant=rest, n_test=r['data']['n_test'], actual_shots=r['data']['actual_shots'][1],
                     upstream=r['upstream']['accuracy'], density=r['upstream']['density'], **r['metrics'],
                     **{k: mapping.get(k) for k in ('semantic', 'semantic_by', 'collisions')},
                     seconds=r['seconds']['train'], setting_id=r['setting_id'], id=r['id'])
