@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from vpstudy.base.identity import Setting, Trial
 from vpstudy.study.plan import plan_study
-from vpstudy.study.archive import read_table
+from vpstudy.study.archive import read_archive
 
 TOP = Path(__file__).resolve().parents[1]
 STUDIES = 'embedded_full', 'imagenet_small', 'modes'
@@ -21,7 +21,7 @@ def read(path) -> dict: # setting id -> its trials' ids
 
 def planned(study) -> tuple: # (setting id -> ids, why some are not known)
     "As today's code makes them of the study file; what is not on this machine is left out and named"
-    rows = read_table(TOP/'data'/'results'/f'{study}.parquet')[0]
+    rows = read_archive(TOP/'data'/'results'/f'{study}.parquet')[0]
     names = {r['record']['trial']['target'] for r in rows} | {r['record']['setting']['images'] for r in rows} - {None}
     plan, out = plan_study(TOP/'nbs'/'studies'/f'{study}.yaml', known=names), {}
     for p in plan:
@@ -31,7 +31,7 @@ def planned(study) -> tuple: # (setting id -> ids, why some are not known)
 def recorded(study) -> dict: # setting id -> ids
     "As today's code makes them of the fields that the records of the committed table hold"
     out = {}
-    for r in read_table(TOP/'data'/'results'/f'{study}.parquet')[0]:
+    for r in read_archive(TOP/'data'/'results'/f'{study}.parquet')[0]:
         setting = Setting(**r['record']['setting'])
         out.setdefault(setting.id, set()).add(Trial(**r['record']['trial']).id(setting))
     return out

@@ -16,7 +16,7 @@ from .base.core import BadInput, as_list, first_line, nbs_path, rng, root, write
 from .base.machine import own_cores
 from .study.cluster import job_script, run_named, run_study
 from .study.hours import Rates, cost_table, cost_tables, kept_bytes, scaling
-from .study.study import Study, takes_tables
+from .study.study import Study, takes_archives
 from .study.plan import plan_study, read_study, study_file
 from .report.figures import main_table
 from .study.records import as_table, mixed, read_failures, read_record, records_path
@@ -126,7 +126,7 @@ def make_report(file, records=None, figures=None, reuse:bool|None=None) -> Path:
     study = Path(file).stem if len(names) > 1 else '' # of a site
     figures = Path(figures or root()/'figures').resolve()/('report' if study else '')/study
     out = lambda name: records_path(records).parent/'reports'/study/f'{name}.ipynb'
-    given = dict(study=str(study_file(file)), records=str(records_path(records)), figures=str(figures), reuse=takes_tables(file, reuse))
+    given = dict(study=str(study_file(file)), records=str(records_path(records)), figures=str(figures), reuse=takes_archives(file, reuse))
     calls = [(given, out(n), f'reports/{n}.ipynb') for n in names]
     ends, failed = in_processes(timed_page, calls, min(own_cores(), len(calls))) if study else ((c, timed_page(*c)) for c in calls), {}
     with sharing_status(records_path(records), 'pages'):
@@ -180,7 +180,7 @@ def copy_notebooks(where) -> dict: # notebooks: where they are now
 
 def _run(a) -> dict:
     "The command `run`"
-    taken = lambda: Study(a.file, a.records, a.reuse).archives if takes_tables(a.file, a.reuse) else {}
+    taken = lambda: Study(a.file, a.records, a.reuse).archives if takes_archives(a.file, a.reuse) else {}
     before = taken()
     failed = run_study(a.file, a.records, a.cluster, a.workers, a.split == 'target', a.reuse)
     if not failed and taken() != before: # trials of tables proved to be of another training of a network that was made now

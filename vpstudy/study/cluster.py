@@ -15,7 +15,7 @@ from ..base.progress import Pieces, at_work, clear_status, counting, doing, say
 from ..base.core import BadInput, checkout, data_path, nbs_path, needs, sha256
 from ..base.machine import own_cores
 from .hours import START, Rates, expected, jobs
-from .study import Study, takes_tables
+from .study import Study, takes_archives
 from .plan import read_study
 from .records import readable, record_path, records_path, write_failure
 from ..compress.setting import network_path
@@ -259,7 +259,7 @@ def run_study(
     "Run what a study has not done; a setting that fails does not stop the others"
     if workers is not None and workers < 1: raise BadInput(f'workers={workers!r} is not allowed; give a number of workers, 1 or more')
     with doing('reading the study and its records'):
-        c, reuse = Study(file, records, reuse, fetch=True), takes_tables(file, reuse)
+        c, reuse = Study(file, records, reuse, fetch=True), takes_archives(file, reuse)
         plan, left = c.plan, left_of(c.plan, records, reuse)
         tasks, make = tasks_of(plan, left, records, split, reuse), to_make(plan, left, Rates(c.every))
     failed, here = {p.label: p.unresolved for p in plan if p.unresolved and None in p.ids}, [p for p in plan if p.setting] # unresolved: of others every trial has a record

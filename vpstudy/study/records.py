@@ -15,7 +15,6 @@ from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
 import orjson, pandas as pd
-from safetensors.torch import load_file, save
 from ..base.identity import SCHEMA, Setting, Trial
 from ..base.core import BadInput, data_path, sha256, write_atomic
 from ..base.machine import git_state, machine, versions
@@ -42,6 +41,7 @@ def write_record(
     learned:bytes|None=None, # of `trained.keep`: the trial as something to use
 ) -> dict:
     "Write the logits, what was learned, and then the record of a finished trial; returns the record"
+    from safetensors.torch import save # here and below: who only reads records does without torch
     path = record_path(setting, trial, where)
     content = save({'logits': logits.contiguous(), 'labels': labels.contiguous()})
     file = write_atomic(path.with_suffix('.safetensors'), content)
@@ -122,6 +122,7 @@ def read_record(
     if not file.exists(): raise BadInput(f'{path}: its logits, {file.name}, are missing')
     if logits:
         if sha256(file) != record['logits']['sha256']: raise BadInput(f'{file}: not the logits of its record')
+        from safetensors.torch import load_file
         record['arrays'] = load_file(file)
     return record
 

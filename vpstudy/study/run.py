@@ -22,7 +22,8 @@ from ..compress.setting import METHOD_PARAMS, compressed, dense_lock, make_setti
 from ..transfer.fast.frozen import Frozen
 from .records import is_done, readable, records_path, write_failure, write_record, failure_path
 from .trained import keep
-from .archive import network_here, network_of, of_networks, origin, read_tables
+from .archive import read_archives
+from .dense import DenseNetwork, parent_here, parent_of, same_parents
 from ..transfer.datasets import get_target
 from ..transfer.trial import make_trial, modes as mode_registry, grouped, run_trials
 
@@ -86,12 +87,12 @@ def missing(
     reuse:bool=False, # a row of a packed table, of the same dense network, is as good as a record
 ) -> list:
     "The (target, trial) pairs that have no whole record"
-    packed, _ = of_networks(read_tables(records)[0] if reuse else {}, {network_of(asdict(setting)): network or network_here(setting, records)})
+    packed, _ = same_parents(read_archives(records)[0] if reuse else {}, {DenseNetwork.of(setting): network or parent_here(setting, records)})
     return [(target, t) for target, t in trials if t.id(setting) not in packed and not is_done(setting, t, records)]
 
 def check_same_weights(setting:Setting, upstream:dict, records=None, reuse:bool=False): # reuse: as for `missing`
     "`BadInput` if results of this setting were made with other weights than these, or results beside them with another training of its dense network"
-    here, own = network_here(setting, records), origin(dict(setting=asdict(setting), upstream=upstream))
+    here, own = parent_here(setting, records), parent_of(dict(setting=asdict(setting), upstream=upstream))
     if None not in (here, own) and here != own:
         raise BadInput(f'{records_path(records)} has results of another training of {setting.backbone}, network {setting.network_seed} ({here[:10]}, now '
                        f'{own[:10]}): pairs would compare two networks; bring the old checkpoint back, or keep the new results apart with -p records DIR')
@@ -99,7 +100,7 @@ def check_same_weights(setting:Setting, upstream:dict, records=None, reuse:bool=
     def known(): # whole records of one setting agree: each was checked before it was written
         for path in sorted(folder.glob('*.json')):
             if r := readable(path): yield path, r # damaged: its trial runs again
-        same, _ = of_networks(read_tables(records)[0] if reuse else {}, {network_of(asdict(setting)): upstream.get('parent_sha256')})
+        same, _ = same_parents(read_archives(records)[0] if reuse else {}, {DenseNetwork.of(setting): upstream.get('parent_sha256')})
         for r in same.values():
             if r['setting_id'] == setting.id: yield f'a table in {records_path(records).parent/"results"}', r
     where, other = next(known(), (None, None))

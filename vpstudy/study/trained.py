@@ -30,7 +30,7 @@ from ..transfer.prompting import network_for, swap_head
 from ..transfer.prompt import prompts
 from .records import read_record, records_path
 from ..compress.magnitude import bake
-from .archive import read_tables
+from .archive import read_archives
 from ..transfer.target import Target, resized
 from ..transfer.mode import Outcome, modes
 
@@ -79,7 +79,7 @@ def find_path(record, records=None) -> Path: # record: a path, a record or an id
     if Path(record).suffix == '.json': return Path(record).expanduser()
     found = sorted(records_path(records).glob(f'*/{glob.escape(str(record))}.json'))
     if len(found) == 1: return found[0]
-    if record in read_tables(records)[0]:
+    if record in read_archives(records)[0]:
         raise BadInput(f'{record} is a row of a packed table, which holds no prompt and no head; '
                        'run its setting here to have them')
     raise BadInput(f'record {str(record)!r} is not in {records_path(records)}; '
