@@ -12,7 +12,7 @@ README = $(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/i
 .PHONY: study test faults setup report bench compression readme check-readme
 
 study: setup  ## run the embedded study (what has no record yet) and build its report
-	$(BIN)/vpstudy_study run $(STUDY)
+	$(BIN)/vpstudy run $(STUDY)
 
 test: setup  ## everything CI checks
 	$(BIN)/python .ci/test.py
@@ -21,7 +21,7 @@ faults: setup  ## kill, fill, damage and interrupt a small study, and see that n
 	$(BIN)/python .ci/faults.py
 
 report: setup  ## build the site that judges the claims, figures/report/index.html, from the records and the tables that are there
-	$(foreach study,$(JUDGED),$(BIN)/vpstudy_study report $(study) &&) true
+	$(foreach study,$(JUDGED),$(BIN)/vpstudy report $(study) &&) true
 
 bench: setup  ## time every step of the fast path against the published loop (half an hour, nothing beside it); BENCH="-p nets resnet18" for a part
 	mkdir -p data/reports

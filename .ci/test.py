@@ -1,5 +1,5 @@
 "Everything that must hold for a commit. Prints one line a check; the last line is `N passed, N failed`."
-import contextlib, json, os, re, socket, subprocess, sys, tempfile, threading, time, zipfile
+import ast, contextlib, json, os, re, socket, subprocess, sys, tempfile, threading, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -128,7 +128,7 @@ def study_and_report():
     "A study file from nothing to its page, and again"
     study, where = Path(TMP.name)/'smoke.yaml', Path(TMP.name)/'study'/'records'
     study.write_text('report: report_study.ipynb\ncommon: {backbone: glyphs_smoke, shots: [1, 10], seeds: [0, 1], epochs: 2, modes: [ilm, lp]}\nsettings:\n- {method: dense}\n- {method: gmp, sparsity: 0.9}\n')
-    code = f"from vpstudy.commands import main; main(['run', {str(study)!r}, '--records', {str(where)!r}, '--figures', {TMP.name + '/figures'!r}, '--json'])"
+    code = f"from vpstudy.cli import main; main(['run', {str(study)!r}, '--records', {str(where)!r}, '--figures', {TMP.name + '/figures'!r}, '--json'])"
     r = run(sys.executable, '-c', code)
     check('a study of two settings runs and reports: 16 trials', r.returncode == 0 and len(records(where)) == 16 and '"missing": 0' in r.stdout, r.stderr)
     made = {p.name for p in Path(TMP.name, 'figures').glob('*')}
@@ -174,8 +174,8 @@ def on_two_workers():
 COUNT = """
 import json, sys
 from pathlib import Path
-from vpstudy.commands import study_plan, study_status
-from vpstudy.report.page import Study
+from vpstudy.study.overview import study_plan, study_status
+from vpstudy.study.study import Study
 for file in sorted(Path('nbs/studies').resolve().glob('*.yaml')):
     for reuse in (None, True) if "imagenet" not in file.stem and file.stem != "published" else [None]:
         s = Study(str(file), reuse=reuse)
@@ -201,7 +201,135 @@ def counts():
     study.write_text((TOP/'nbs/studies/embedded.yaml').read_text().replace('report: report_study.ipynb\n', ''))
     r = run('vpstudy_study', 'run', str(study), '--reuse', '--json', VPSTUDY_DATA='')
     said = json.loads(r.stdout or '{}')
-    check('a run that reuses has nothing to run, and says from which table', (said.get('done'), said.get('missing'), said.get('tables')) == (108, 0, [dict(table='embedded_full.parquet', trials=108)]), r.stdout + r.stderr)
+    check('a run that reuses has nothing to run, and says from which table', (said.get('done'), said.get('missing'), said.get('archives')) == (108, 0, [dict(archive='embedded_full.parquet', trials=108)]), r.stdout + r.stderr)
+
+def arrows() -> set: # of (room, room it imports), dotted, without 'vpstudy.'
+    "Who imports whom, at the top of a room or late: read from the sources"
+    found, rooms = set(), {'.'.join(p.relative_to(TOP/'vpstudy').with_suffix('').parts).removesuffix('.__init__'): p for p in (TOP/'vpstudy').rglob('*.py')}
+    for room, path in rooms.items():
+        package = ['vpstudy', *path.relative_to(TOP/'vpstudy').parts[:-1]]
+        for n in ast.walk(ast.parse(path.read_text())):
+            if isinstance(n, ast.Import): names = [a.name for a in n.names]
+            elif isinstance(n, ast.ImportFrom):
+                base = '.'.join([*package[:len(package) + 1 - n.level], *([n.module] if n.module else [])]) if n.level else n.module
+                names = [f'{base}.{a.name}' for a in n.names]
+            elif isinstance(n, ast.Constant) and isinstance(n.value, str) and re.fullmatch(r'vpstudy(\.\w+)+:\w+', n.value): names = [n.value.replace(':', '.')] # a `Later`
+            else: continue
+            for name in names:
+                if not name.startswith('vpstudy.'): continue
+                to = name.removeprefix('vpstudy.')
+                while to and to not in rooms: to = to.rpartition('.')[0]
+                if to and to != room: found.add((room, to))
+    return found
+
+def circles(arrows:set) -> list: # of rooms that reach themselves
+    "Rooms from which arrows lead back"
+    to = {}
+    for a, b in arrows: to.setdefault(a, set()).add(b)
+    def reached(a):
+        seen, more = set(), {a}
+        while more: more = {c for b in more for c in to.get(b, ())} - seen; seen |= more
+        return seen
+    return sorted(a for a in to if a in reached(a))
+
+WINGS = 'base', 'networks', 'compress', 'transfer', 'study', 'report', 'cli' # from the ground up
+
+def house():
+    "Six wings and the cli: no circle, no arrow up; registries whole from any import, names known without torch"
+    every = {(a, b) for a, b in arrows() if '_modidx' not in (a, b) and '' not in (a, b)}
+    wing = lambda room: room.split('.')[0]
+    across = {(wing(a), wing(b)) for a, b in every if wing(a) != wing(b)}
+    check(f'{len({r for e in every for r in e})} rooms and {len(every)} arrows: all in six wings and the cli', {w for e in across for w in e} == {*WINGS}, across)
+    check('no arrow up', all(WINGS.index(b) < WINGS.index(a) for a, b in across), across)
+    check('compress and transfer do not import each other', not across & {('compress', 'transfer'), ('transfer', 'compress')}, across)
+    inside = {(a, b) for a, b in every if a not in WINGS} # a title page names its rooms, which is no dependence of theirs
+    check('no circle', not circles(inside), circles(inside))
+    blind = 'import sys; sys.modules.update(torch=None, matplotlib=None); '
+    for room in ('stats', 'differences', 'claims'):
+        r = run(sys.executable, '-c', f'{blind}import vpstudy.report.{room}')
+        check(f'report.{room} draws nothing and needs no network', r.returncode == 0, r.stderr)
+    blind = 'import sys; sys.modules.update(torch=None); '
+    for entry, n in (('compress import methods', 13), ('transfer import modes', 14), ('networks import sources', 12), ('transfer import targets', 9),
+                     ('transfer import prompts', 5), ('transfer import mappings', 8), ('compress.checkpoints import dialects', 12)):
+        r = run(sys.executable, '-c', f'{blind}from vpstudy.{entry} as entries; print(len(entries))')
+        check(f'from vpstudy.{entry}: {n} entries, without torch', r.stdout.strip() == str(n), r.stdout + r.stderr)
+    for name, text, why in (('a method', 'settings: [{method: gpm}]', "method 'gpm' is unknown"), ('a parameter', 'settings: [{method: gmp, sparsty: 0.9}]', "'sparsty'"),
+                            ('a mode', 'settings: [{method: dense, modes: [lip]}]', "mode 'lip' is unknown"), ('a budget', 'settings: [{method: dense, shots: 0}]', 'shots=0')):
+        (file := Path(TMP.name)/f'{name[2:]}.yaml').write_text(text)
+        r = run(sys.executable, '-c', f'{blind}from vpstudy.cli import main; main(["plan", {str(file)!r}])')
+        check(f'vpstudy plan refuses {name} that it does not know before it imports torch', r.returncode == 1 and why in r.stderr and r.stderr.count('\n') == 1, r.stderr)
+
+MINE = """#| default_exp own.mine
+#| export
+import torch
+from vpstudy.compress.checkpoints import dialects
+from vpstudy.compress.checkpoints.dialect import Dialect
+from vpstudy.compress.checkpoints.reader import Translated, has
+from vpstudy.transfer import mappings, prompts, targets
+from vpstudy.transfer.mapping import Mapping, greedy
+from vpstudy.transfer.prompt import WatermarkPrompt
+from vpstudy.transfer.target import Target
+
+@targets.register('halves')
+def halves():
+    "Which half is bright"
+    x = torch.zeros(60, 1, 8, 8, dtype=torch.uint8); x[::2, :, :4] = 255; x[1::2, :, 4:] = 255
+    y, at = torch.arange(60) % 2, dict(train=slice(0, 30), test=slice(30, 60))
+    return Target('halves', ['top', 'bottom'], {s: x[i] for s, i in at.items()}, {s: y[i] for s, i in at.items()}, 8, 'mine')
+
+@prompts.register('faint')
+class FaintPrompt(WatermarkPrompt):
+    "A tenth of a watermark"
+    def added(self): return super().added() / 10
+
+@mappings.register('second', cls=Mapping)
+def second(votes, generator): return greedy(votes).flip(0)
+
+class Mine:
+    def seen(raw): return has(raw, r'^theirs\\.fc\\.weight$')
+    def translate(raw): return Translated('resnet18', {k.removeprefix('theirs.'): v for k, v in raw.state.items()})
+dialects['mine'] = Dialect(Mine)
+"""
+
+def own_rooms():
+    "A method with a parameter of its own, as README says, and a target, a prompt, a mapping, a dialect: in a notebook each, and nothing else is touched"
+    top, data = Path(TMP.name)/'own_rooms', f'{TMP.name}/own_rooms_data'
+    for f in run('git', 'ls-files', '--cached', '--others', '--exclude-standard').stdout.splitlines():
+        if (TOP/f).is_file(): (top/f).parent.mkdir(parents=True, exist_ok=True); (top/f).write_bytes((TOP/f).read_bytes())
+    code = next(c for c in re.findall(r'```python\n(.*?)```', (TOP/'README.md').read_text(), re.S) if 'own.lowrank' in c)
+    for name, cell in dict(lowrank=code, mine=MINE).items():
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip())]), top/'nbs'/f'{name}.ipynb')
+    own = lambda *args: run(*map(str, args), cwd=top, PYTHONPATH=str(top), VPSTUDY_DATA=data)
+    r = own('nbdev_export')
+    made = {p.name for p in (top/'vpstudy'/'own').glob('*.py')}
+    check('nbdev_export makes rooms of two notebooks', r.returncode == 0 and made >= {'lowrank.py', 'mine.py'}, r.stdout + r.stderr)
+    smoke = '-p backbone glyphs_smoke -p epochs 2 -p shots 1 -p seeds 0'.split()
+    go = lambda *more: own('papermill', 'nbs/run.ipynb', f'{data}/{time.monotonic_ns()}.ipynb', *more)
+    Path(data).mkdir()
+    r = go(*smoke, *'-p method lowrank -p rank 4 -p modes lp'.split())
+    [d] = [d for d in records(f'{data}/records').values() if d['setting']['method'] == 'lowrank'] or [dict(setting_id='', setting={})]
+    check('papermill run.ipynb -p method lowrank -p rank 4: in its setting id and its record', r.returncode == 0 and 'lowrank-rank-4' in d['setting_id']
+          and d['setting'].get('params') == dict(rank=4), r.stderr)
+    r = go(*smoke, *'-p method lowrank -p rank 0 -p modes lp'.split())
+    check('rank 0 is refused with a sentence', r.returncode == 1 and 'rank=0 is not allowed' in r.stderr, r.stderr)
+    r = go(*smoke, *'-p method gmp -p rank 4'.split())
+    check('and so is a rank of gmp', r.returncode == 1 and "'rank'" in r.stderr, r.stderr)
+    (study := top/'low.yaml').write_text('report: report_study.ipynb\ncommon: {backbone: glyphs_smoke, shots: 1, seeds: [0, 1], epochs: 2, modes: [lp]}\nsettings:\n- {method: dense}\n- {method: lowrank, rank: [2, 4]}\n')
+    r = own('vpstudy', 'run', study, '--figures', f'{data}/figures')
+    page = Path(data, 'figures', 'report_study.html')
+    drawn = Path(data, 'figures', 'accuracy_by_shots.svg')
+    check('a study of ranks 2 and 4: its table and its figures name them', r.returncode == 0 and all(f'lowrank rank {k}' in p.read_text() for k in (2, 4) for p in (page, drawn)), r.stdout + r.stderr)
+    r = own('vpstudy', 'archive', f'{data}/results/low.parquet')
+    s = own(sys.executable, '-c', f"import pandas as pd; t = pd.read_parquet('{data}/results/low.parquet'); print(sorted(t['rank'].dropna().unique()))")
+    check('and so does the archive, in a column', s.stdout.strip() == '[np.float64(2.0), np.float64(4.0)]', r.stderr + s.stdout + s.stderr)
+    r = go(*smoke, *'-p method dense -p targets halves -p prompt faint -p modes second,ilm'.split())
+    got = {(d['trial']['target'], d['trial']['mode'], d['trial']['prompt']) for d in records(f'{data}/records').values()}
+    check('a target, a prompt and a mapping: two records', r.returncode == 0 and got >= {('halves', m, 'faint') for m in ('second', 'ilm')}, r.stderr)
+    own(sys.executable, '-c', f"import torch; from torchvision.models import resnet18; torch.manual_seed(0); torch.save({{f'theirs.{{k}}': v for k, v in resnet18().state_dict().items()}}, '{data}/theirs.pth')")
+    r = go(*'-p method checkpoint -p targets halves -p shots 1 -p seeds 0 -p epochs 1 -p modes lp'.split(), '-p', 'checkpoint', f'{data}/theirs.pth')
+    got = [d['setting']['weights'] for d in records(f'{data}/records').values() if d['setting']['method'] == 'checkpoint']
+    check('a dialect: a record of its checkpoint', r.returncode == 0 and len(got) == 1 and got[0].startswith('mine 100'), r.stderr or got)
+
 def jobs_elsewhere():
     "Jobs on a worker unlike the machine that planned them: another processor, other folders, another kernel called python3, a disk of its own"
     top = Path(TMP.name)/'jobs-elsewhere'
@@ -287,8 +415,9 @@ def installed():
     wheel = next(made.glob('*.whl'), None)
     check('an sdist is built, and a wheel of it', wheel, r.stderr)
     held = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith('vpstudy/')}
-    want = {f'vpstudy/{p.relative_to(TOP)}' for what in ('*.ipynb', 'studies/*.yaml') for p in (TOP/'nbs').glob(what) if not p.name.startswith(('_', 'out'))}
-    want |= {f'vpstudy/{p.name}' for p in (TOP/'vpstudy').glob('*.py')} | {'vpstudy/py.typed'}
+    books = '*.ipynb', 'reports/*.ipynb', 'bench/*.ipynb', 'studies/*.yaml'
+    want = {f'vpstudy/{p.relative_to(TOP)}' for what in books for p in (TOP/'nbs').glob(what) if not p.name.startswith(('_', 'out'))}
+    want |= {str(p.relative_to(TOP)) for p in (TOP/'vpstudy').rglob('*.py')} | {'vpstudy/py.typed'}
     check('it holds the modules, all notebooks and study files, py.typed, and nothing else', held == want, held ^ want)
     r = pip('install', str(wheel), '--target', str(site))
     files = lambda: {p for p in site.rglob('*') if p.is_file() and p.suffix != '.pyc'}
@@ -374,7 +503,7 @@ def run_part(f):
     print(*part.lines, f'       ({f.__name__}: {time.time() - start:.0f} s)', sep='\n', flush=True)
 
 run_part(clean_and_exported) # alone: it may change files that others read
-with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, installed, ids, counts, what_you_see, kill_and_resume, jobs_elsewhere, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
+with ThreadPoolExecutor(2) as pool: list(pool.map(run_part, (studies, notebooks, installed, house, own_rooms, ids, counts, what_you_see, kill_and_resume, jobs_elsewhere, faults, bad_parameters, good_parameters, folder_to_target, in_jupyter)))
 TMP.cleanup()
 print(f'{sum(results)} passed, {len(results) - sum(results)} failed')
 sys.exit(not all(results))

@@ -159,13 +159,13 @@ def packs_of(records:list) -> set: # of names
 
 # %% ../../nbs/46_study.ipynb #68aa1c43
 @patch
-def provenance(self:Study) -> dict: # tables, reusable, unresolved, left_out: lists for people and for JSON
+def provenance(self:Study) -> dict: # archives, reusable, unresolved, left_out: lists for people and for JSON
     "Which trials came from archives, which could, and which settings are known by name only"
-    listed = lambda archives: [dict(table=t, trials=n) for t, n in sorted(archives.items())]
+    listed = lambda archives: [dict(archive=a, trials=n) for a, n in sorted(archives.items())]
     why = {of: reason for reason, labels in self.unresolved.items() for of in labels}
     why |= dict.fromkeys(self.ambiguous, 'their names fit several settings, so no record of them counts; '
                                          'put their files where VPSTUDY_PACKS and VPSTUDY_WEIGHTS point')
-    return dict(tables=listed(self.archives), reusable=listed(self.reusable),
+    return dict(archives=listed(self.archives), reusable=listed(self.reusable),
                 unresolved=[dict(setting=of, reason=reason) for of, reason in why.items()], left_out=self.left_out)
 
 @patch
