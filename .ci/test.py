@@ -262,9 +262,7 @@ def house():
 MINE = """#| default_exp own.mine
 #| export
 import torch
-from vpstudy.compress.checkpoints import dialects
-from vpstudy.compress.checkpoints.dialect import Dialect
-from vpstudy.compress.checkpoints.reader import Translated, has
+from vpstudy.compress.checkpoints import Translated, dialects, has
 from vpstudy.transfer import mappings, prompts, targets
 from vpstudy.transfer.mapping import Mapping, greedy
 from vpstudy.transfer.prompt import WatermarkPrompt
@@ -288,7 +286,7 @@ def second(votes, generator): return greedy(votes).flip(0)
 class Mine:
     def seen(raw): return has(raw, r'^theirs\\.fc\\.weight$')
     def translate(raw): return Translated('resnet18', {k.removeprefix('theirs.'): v for k, v in raw.state.items()})
-dialects['mine'] = Dialect(Mine)
+dialects['mine'] = Mine
 """
 
 def own_rooms():

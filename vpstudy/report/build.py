@@ -38,8 +38,9 @@ def timed_page(*call) -> tuple: # call: of `run_here` -> (None or why it stopped
 # %% ../../nbs/59a_build.ipynb #c0c11f25
 def draw_pages(calls:list, records=None) -> dict: # calls: of `run_here`; name of a notebook -> why it stopped
     "Execute report notebooks, several side by side, and say how long each took"
-    failed, many = {}, len(calls) > 1
-    ends = in_processes(timed_page, calls, min(own_cores(), len(calls))) if many else ((c, timed_page(*c)) for c in calls)
+    failed = {}
+    if len(calls) == 1: ends = ((c, timed_page(*c)) for c in calls)
+    else: ends = in_processes(timed_page, calls, min(own_cores(), len(calls)))
     with sharing_status(records_path(records), 'pages'):
         for (*_, notebook), end in progress(ends, 'pages', total=len(calls)):
             why, took = (end, None) if isinstance(end, str) else end # a sentence: its process was killed

@@ -27,12 +27,13 @@ def study_plan(
     tables = cost_tables(s.plan, Rates(s.every, tflops), s.done)
     jobs = tables['target' if split else 'setting']
     learned, networks = np.sum([kept_bytes(pt, p.params) for p in s.plan for pt in p.points], 0) / 1e6
-    return dict(**s.counts(), hours=float(jobs.hours.sum()), excluded=sum(p.excluded for p in s.plan), learned_mb=learned,
-                networks_mb=networks, **s.provenance(), jobs=jobs.to_dict('records'), workers=scaling(tables).to_dict('records'))
+    return dict(**s.counts(), hours=float(jobs.hours.sum()), excluded=sum(p.excluded for p in s.plan),
+                learned_mb=learned, networks_mb=networks, **s.provenance(),
+                jobs=jobs.to_dict('records'), workers=scaling(tables).to_dict('records'))
 
 # %% ../../nbs/49_overview.ipynb #5ff4f51c
-def study_status(file, records=None, reuse:bool|None=None) -> dict: # settings, trials, done, missing, failed, hours, ...
-    "How far a study is: what is done and missing, what failed and why, hours left, and what is mixed that should not be"
+def study_status(file, records=None, reuse:bool|None=None) -> dict: # settings, trials, done, missing, failed, hours ...
+    "How far a study is: what is done and missing, what failed and why, hours left, what is mixed that should not be"
     s = Study(file, records, reuse)
     ids = {*s.expected.id.dropna()} | {p.setting.id for p in s.plan if p.setting}
     failed = [n for n in read_failures(records) if n['id'] in ids - s.done]

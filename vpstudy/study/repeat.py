@@ -27,8 +27,8 @@ def differing(old:dict, new:dict) -> list: # two records of one trial -> dicts w
     return [dict(id=old['id'], what=what, before=a, now=b) for what, (a, b) in pairs.items() if a != b]
 
 # %% ../../nbs/49a_repeat.ipynb #317464c0
-def repeated(setting, pairs:list, together:bool, ids:list, where:Path) -> list: # pairs: (target, trial) -> records of `ids`
-    "Run trials again into an empty records directory, side by side if they were"
+def repeated(setting, pairs:list, together:bool, ids:list, where:Path) -> list: # pairs: (target, trial)
+    "Records of trials that are run again in an empty directory, side by side if they were"
     from vpstudy.study.run import run_setting
     run_setting(setting, pairs, where, together=10**9 if together else 0)
     return [read_record(where/setting.id/f'{i}.json') for i in ids]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['confidence', 'inner_edges', 'reliability', 'gap', 'ece', 'ece_adaptive', 'ece_classwise', 'nll', 'brier',
-           'group_forecasts', 'brier_distance', 'nll_distance', 'score_parts', 'fit_temperature', 'legacy_ece',
-           'metrics']
+           'group_forecasts', 'brier_distance', 'nll_distance', 'brier_parts', 'nll_parts', 'score_parts',
+           'fit_temperature', 'legacy_ece', 'metrics']
 
 # %% ../../nbs/34_calibration.ipynb #788bcffa
 import math
@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 
 # %% ../../nbs/34_calibration.ipynb #a589bcdc
 def confidence(logits, labels):
-    "Top-label confidence and whether it was right, both double [n]; of tied logits the lowest class counts as the prediction"
+    "Top-label confidence and whether it was right, both double [n]; of tied logits the lowest is the prediction"
     p = logits.double().softmax(1)
     conf, pred = p.max(1)
     return conf, (pred == labels).double()
@@ -72,7 +72,7 @@ def brier(logits, labels) -> float:
     return (p - F.one_hot(labels, p.shape[1])).square().sum(1).mean().item()
 
 # %% ../../nbs/34_calibration.ipynb #e33ec2de
-def group_forecasts(logits, labels, bins:int) -> tuple: # mean forecast and mean outcome [G, K] of G groups, their shares [G]
+def group_forecasts(logits, labels, bins:int) -> tuple: # of G groups: mean forecast, mean outcome [G, K], share [G]
     "Images of the same prediction and similar confidence as one group; empty groups are left out"
     p, K = logits.double().softmax(1), logits.shape[1]
     conf, pred = p.max(1)
@@ -91,19 +91,27 @@ def nll_distance(a, b):
     return (a * (a.clamp(min=1e-300) / b.clamp(min=1e-300)).log()).sum(-1)
 
 # %% ../../nbs/34_calibration.ipynb #e50e293a
+def brier_parts(said, seen, share, base) -> dict: # of `group_forecasts`, and base rates [K]
+    "What Brier is made of"
+    return dict(brier_reliability=(share * brier_distance(said, seen)).sum().item(),
+                brier_resolution=(share * brier_distance(seen, base)).sum().item(),
+                brier_uncertainty=(1 - base.square().sum()).item())
+
+def nll_parts(said, seen, share, base) -> dict:
+    "What NLL is made of"
+    return dict(nll_reliability=(share * nll_distance(seen, said)).sum().item(),
+                nll_resolution=(share * nll_distance(seen, base)).sum().item(),
+                nll_uncertainty=-(base * base.clamp(min=1e-300).log()).sum().item())
+
 def score_parts(
     logits, # [n, K]
     labels, # int64 [n]
     bins:int=5, # equal-width bins (lo, hi] of confidence, for each predicted class
 ) -> dict: # {brier,nll}_{reliability,resolution,uncertainty}
     "Reliability, resolution and uncertainty of Brier and NLL, over groups of equal prediction and similar confidence"
-    said, seen, share = group_forecasts(logits, labels, bins)
+    groups = group_forecasts(logits, labels, bins)
     base = torch.bincount(labels, minlength=logits.shape[1]).double() / len(labels)
-    def over(distance, a, b): return (share * distance(a, b)).sum().item()
-    return dict(brier_reliability=over(brier_distance, said, seen), brier_resolution=over(brier_distance, seen, base),
-                brier_uncertainty=(1 - base.square().sum()).item(),
-                nll_reliability=over(nll_distance, seen, said), nll_resolution=over(nll_distance, seen, base),
-                nll_uncertainty=-(base * base.clamp(min=1e-300).log()).sum().item())
+    return {**brier_parts(*groups, base), **nll_parts(*groups, base)}
 
 # %% ../../nbs/34_calibration.ipynb #356a1874
 def fit_temperature(

@@ -21,7 +21,8 @@ from .target import Target, targets
 # %% ../../nbs/31a_datasets.ipynb #0756ed6b
 def pack_target(pack:Pack, name:str|None=None, size:int|None=None) -> Target: # default: the pack's own name and size
     "A pack with training and test images as a target; images are decoded when they are asked for"
-    labels = {s: pack.labels[pack.rows(s)] for s in SPLITS if s in pack.splits or s != 'valid'} # `rows` refuses a missing one
+    splits = [s for s in SPLITS if s in pack.splits or s != 'valid']
+    labels = {s: pack.labels[pack.rows(s)] for s in splits} # `rows` refuses a missing one
     images = {s: partial(_decoded, pack, s) for s in labels}
     return Target(name or pack.name, pack.classes, images, labels, size or pack.size, pack.meta.get('origin', 'pack'),
                   pack.content, str(pack.path))
@@ -75,7 +76,7 @@ def gtsrb_labels(ds) -> list:
 
 OFFICIAL = dict(
     cifar10=Official('CIFAR10', dict(train=dict(train=True), test=dict(train=False)), 32, None, lambda ds: ds.targets),
-    svhn=Official('SVHN', size=32, files=None, labels=lambda ds: ds.labels, names=lambda ds: [str(i) for i in range(10)]),
+    svhn=Official('SVHN', size=32, files=None, labels=lambda ds: ds.labels, names=lambda ds: [*'0123456789']),
     gtsrb=Official('GTSRB', size=32, files=lambda ds: [Path(f) for f, _ in ds._samples],
                    labels=gtsrb_labels, names=lambda ds: SIGNS),
     dtd=Official('DTD', THREE, loader=True),
@@ -105,7 +106,8 @@ def official_rows(official:Official, root:Path, download:bool): # -> (rows of a 
         ds = official.open(root, split, download)
         labels = [int(l) for l in official.labels(ds)]
         items = official_items(official, ds, split, root)
-        splits = [split] * len(items) if official.train is None else hash_split([p for p, _ in items], labels, official.train)
+        splits = [split] * len(items)
+        if official.train is not None: splits = hash_split([p for p, _ in items], labels, official.train)
         rows += [(s, p, l, read) for s, l, (p, read) in zip(splits, labels, items)]
     rows.sort(key=lambda r: r[:2]) # the order of a directory listing must not matter
     return (dict(image=read(), label=l, split=s, path=p) for s, p, l, read in rows), official.names(ds)
@@ -142,7 +144,7 @@ def write_official(name:str, path:Path):
 
 # %% ../../nbs/31a_datasets.ipynb #f297af84
 def official_pack(name:str) -> Pack:
-    "One of the eight sets: made before, or from files under `data/targets/torchvision`, downloaded if they are not there"
+    "One of the eight sets: made before, or from files under `data/targets/torchvision`, or downloaded"
     path = data_path('targets', f'{name}.parquet')
     try:
         if not path.exists(): write_official(name, path)
@@ -182,7 +184,8 @@ def describe(t:Target) -> dict:
 
 def main(argv=None):
     "The console script `vpstudy_target`"
-    p = argparse.ArgumentParser('vpstudy_target', description='Make a target of a folder of pictures, or say what a target holds')
+    about = 'Make a target of a folder of pictures, or say what a target holds'
+    p = argparse.ArgumentParser('vpstudy_target', description=about)
     p.add_argument('--version', action='version', version=f'vpstudy {__version__}')
     sub = p.add_subparsers(dest='command', required=True)
     pack = sub.add_parser('pack', help='make a pack of a folder of pictures')

@@ -97,7 +97,7 @@ def soft_votes(
 ) -> torch.Tensor: # double [S, K]
     "Sum of the probabilities of each image's most probable source classes, over the images of each target class"
     p = logits.double().softmax(1)
-    ranked = p.sort(dim=1, descending=True, stable=True).indices # ties, which bf16 makes: the lowest first, as in a vote
+    ranked = p.sort(dim=1, descending=True, stable=True).indices # of ties, which bf16 makes, the lowest first
     most = ranked[:, :max(1, int(part * n_target))]
     heard = torch.zeros_like(p).scatter_(1, most, p.gather(1, most))
     return p.new_zeros(p.shape[1], n_target).index_add_(1, labels, heard.T)

@@ -31,7 +31,7 @@ class Mode:
     updates: bool = False # has `mapping_interval` and `votes`
     one_to_one: bool = False # needs a source class for every target class
     reads_text: bool = False # needs a backbone with `texts`
-    reads: str = 'logits' # taken from the network: 'logits' of source classes, 'features', 'texts'; its own head: 'target'
+    reads: str = 'logits' # off the network: 'logits' of source classes, 'features', 'texts'; its own head: 'target'
     optimiser: callable = _late('training:adam_drops') # (params, trial, steps) -> (optimiser, schedule)
     lr: float = .01 # default
     prompt: str = 'border' # default, where it has one
@@ -69,7 +69,7 @@ class Mapping:
     "A way to map target classes to source classes"
     f: callable # (votes [S, K], generator) -> index [K] or weights [S, K]
     updates: bool = False # asked again before every epoch (times the mapping interval)
-    votes: callable = None # (logits, labels, K) -> [S, K], summed over images: read by `f` in place of counted predictions
+    votes: callable = None # (logits, labels, K) -> [S, K], summed over images: read by `f` instead of counts
     one_to_one: bool = True # needs at least as many source as target classes
 
 def mapping_mode(m:Mapping) -> Mode:

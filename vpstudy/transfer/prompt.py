@@ -18,7 +18,10 @@ class Prompt(nn.Module):
     pixels: int # edge to which images are resized before they are handed in
 
     @staticmethod
-    def default_size(canvas, size): # canvas of the model (or None), size of the target's images -> edge of the image on the canvas
+    def default_size(
+        canvas, # of the model, or None
+        size, # of the target's images
+    ): # edge of the image on the canvas
         "Where no `size` is given; None for a prompt that has no size"
         return size
 
@@ -85,7 +88,8 @@ class AdditivePrompt(AddedPrompt):
         if canvas is None:
             raise BadInput("size=None is not enough for prompt 'additive' without a model; "
                            'give the edge of the middle that stays free, in pixels')
-        return canvas - 2 * min(30, round(canvas * 30 / 224)) # 30 as published, for 224 and for CLIP's 336; fewer on a small canvas
+        frame = min(30, round(canvas * 30 / 224)) # 30 as published, for 224 and for CLIP's 336; fewer on a small canvas
+        return canvas - 2 * frame
 
 # %% ../../nbs/32_prompt.ipynb #213c03cb
 def no_size(name:str, size:int|None):
@@ -140,7 +144,8 @@ class MaskedPrompt(Prompt):
         super().__init__()
         no_size('smm', size)
         if canvas % 8:
-            raise BadInput(f"prompt='smm' does not fit a canvas of {canvas} pixels: its mask has patches of 8; choose another prompt")
+            raise BadInput(f"prompt='smm' does not fit a canvas of {canvas} pixels: its mask has patches of 8; "
+                           'choose another prompt')
         self.pixels, self.program = canvas, nn.Parameter(torch.zeros(3, canvas, canvas))
         self.masks = mask_network()
 

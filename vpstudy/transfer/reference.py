@@ -38,7 +38,8 @@ class Reference:
         self.labels = target.labels['train'][self.index]
         self.prompt = prompts[trial.prompt](backbone.canvas, trial.size)
 
-    def logits(self, split:str, index): return reference_logits(self.backbone, self.target, self.trial, self.prompt, split, index)
+    def logits(self, split:str, index):
+        return reference_logits(self.backbone, self.target, self.trial, self.prompt, split, index)
 
     @torch.no_grad()
     def mapping(self) -> torch.Tensor: # int64 [K]

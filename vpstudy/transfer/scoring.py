@@ -17,15 +17,15 @@ from .target import Target, actual_shots, fewshot, held_out_index
 
 # %% ../../nbs/37a_scoring.ipynb #c7b32a5a
 def legacy_batch(trial:Trial) -> int:
-    "Test batch of the published script, which its calibration number depends on: LP's follows the budget, VP's does not"
+    "Test batch of the published script, which its calibration number depends on: LP's follows the budget"
     if modes[trial.mode].learns in ('head', 'network'): return trial.batch
     return 64 if trial.target == 'oxfordpets' else 128
 
 def check_precision(frozen:Frozen, trial:Trial):
     "`BadInput` where a prompt would be trained in another precision than the trial says"
     if modes[trial.mode].learns.startswith('prompt') and frozen.precision != trial.precision:
-        raise BadInput(f'precision={trial.precision!r} of the trial is not that of the frozen backbone ({frozen.precision!r}); '
-                       'make both with the same')
+        raise BadInput(f'precision={trial.precision!r} of the trial is not that of the frozen backbone '
+                       f'({frozen.precision!r}); make both with the same')
 
 def check_finite(logits, trial:Trial):
     "`BadInput` where training diverged"
@@ -44,8 +44,9 @@ class Stopwatch:
 # %% ../../nbs/37a_scoring.ipynb #0b78b8a8
 def described_data(target:Target, trial:Trial, index, n_temperature:int) -> dict: # index: of the subset
     "What a trial was trained, scored and fitted on, for a record"
-    return dict(source=target.origin, classes=target.classes, n_train=len(index), n_test=len(target.labels[trial.split]),
-                n_temperature=n_temperature, actual_shots=actual_shots(target, index),
+    return dict(source=target.origin, classes=target.classes, n_train=len(index),
+                n_test=len(target.labels[trial.split]), n_temperature=n_temperature,
+                actual_shots=actual_shots(target, index),
                 splits_sha256=trial.splits_sha256, subset_sha256=sha256(index))
 
 def hold_out(outcome:Outcome, target:Target, trial:Trial) -> tuple|None: # (logits [m, K], labels [m])
@@ -53,7 +54,7 @@ def hold_out(outcome:Outcome, target:Target, trial:Trial) -> tuple|None: # (logi
     rest = held_out_index(target, trial.shots, trial.seed)
     return (outcome.score('train', rest), target.labels['train'][rest]) if len(rest) else None
 
-def scored(outcome:Outcome, target:Target, trial:Trial, index) -> tuple: # (result, logits, labels, outcome), as of `run_trials`
+def scored(outcome:Outcome, target:Target, trial:Trial, index) -> tuple: # as of `run_trials`
     "One look at the images that are scored, and one at those held out"
     logits, labels = outcome.score(trial.split), target.labels[trial.split]
     check_finite(logits, trial)
@@ -89,18 +90,18 @@ def run_trials(
         out[-1][0]['seconds'] = dict(prepare=prepare, train=train, evaluate=took())
     return out
 
-def run_trial(frozen:Frozen, target:Target, trial:Trial) -> tuple: # (result, logits, labels, outcome), as of `run_trials`
+def run_trial(frozen:Frozen, target:Target, trial:Trial) -> tuple: # result, logits, labels, outcome
     "Train and score one trial; the same trial twice gives the same result"
     return run_trials(frozen, target, [trial])[0]
 
 # %% ../../nbs/37a_scoring.ipynb #c7b32a5c
-ALIKE = 'target', 'splits_sha256', 'shots', 'epochs', 'batch', 'precision', 'split', 'prompt', 'size' # what trials share side by side
+ALIKE = 'target', 'splits_sha256', 'shots', 'epochs', 'batch', 'precision', 'split', 'prompt', 'size' # side by side
 
 def grouped(
     trials:list, # (target, trial) pairs
     images:int, # of a step, at most; 0: each trial alone
 ) -> list: # of lists of such pairs
-    "Which trials train side by side: alike in what makes their steps, at most `images` a step. It depends on these trials only"
+    "Which trials train side by side: alike in what makes their steps. It depends on nothing but these trials"
     kinds = {}
     for target, t in trials:
         kind = modes[t.mode].together or t, *(getattr(t, k) for k in ALIKE)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOCALS', 'SHARE', 'SMALL', 'PIXELWISE', 'POOLS', 'JOINS', 'Window', 'span', 'box', 'Local', 'pair', 'conv_as_local',
            'max_as_local', 'mean_as_local', 'as_local', 'patch_grad', 'strips', 'summed', 'base_grad', 'Frame', 'frame',
-           'hooked', 'joins', 'grown', 'SharedBorder', 'Patches']
+           'hooked', 'joins', 'padded', 'grown', 'Layout', 'SharedBorder', 'Patches']
 
 # %% ../../../nbs/35a_border.ipynb #3b78124a
 import operator
@@ -27,7 +27,8 @@ class Window(NamedTuple):
     def area(self): return self.height * self.width
 
     def of(self, x): return x[..., self.top:self.bottom, self.left:self.right]
-    def within(self, o): return Window(self.top - o.top, self.left - o.left, self.height, self.width) # counted from the corner of `o`
+    def within(self, o): # counted from the corner of `o`
+        return Window(self.top - o.top, self.left - o.left, self.height, self.width)
     def __or__(self, o): # the smallest that holds both
         return span(min(self.top, o.top), min(self.left, o.left), max(self.bottom, o.bottom), max(self.right, o.right))
     def __and__(self, o): # what both hold
@@ -80,13 +81,15 @@ def max_as_local(m:nn.MaxPool2d) -> Local|None:
     "A maximum over what it looks at"
     if m.return_indices: return None
     k, s, d = pair(m.kernel_size), pair(m.stride), pair(m.dilation)
-    return Local(k, s, pair(m.padding), d, float('-inf'), lambda x: F.max_pool2d(x, k, s, 0, d))
+    def f(x): return F.max_pool2d(x, k, s, 0, d)
+    return Local(k, s, pair(m.padding), d, float('-inf'), f)
 
 def mean_as_local(m:nn.AvgPool2d) -> Local|None:
     "A mean over the same number of inputs everywhere"
     if m.ceil_mode or not m.count_include_pad and any(pair(m.padding)): return None
     k, s = pair(m.kernel_size), pair(m.stride)
-    return Local(k, s, pair(m.padding), (1, 1), 0., lambda x: F.avg_pool2d(x, k, s, divisor_override=m.divisor_override))
+    def f(x): return F.avg_pool2d(x, k, s, divisor_override=m.divisor_override)
+    return Local(k, s, pair(m.padding), (1, 1), 0., f)
 
 LOCALS = {nn.Conv2d: conv_as_local, nn.MaxPool2d: max_as_local, nn.AvgPool2d: mean_as_local}
 
@@ -173,6 +176,10 @@ def joins(n, kind, size) -> bool: # size: of the map of node `n`
     one_size = all(s.meta['tensor_meta'].shape[2:] == size for s in n.all_input_nodes)
     return kind in JOINS and one_size and (kind is not torch.cat or 1 in (*n.args[1:], n.kwargs.get('dim')))
 
+def padded(w:Window, m:nn.ZeroPad2d) -> Window:
+    "The same pixels behind a padding"
+    return Window(w.top + m.padding[2], w.left + m.padding[0], w.height, w.width)
+
 def grown(
     n, m, # a node, its module or function
     windows:dict, # of the nodes before
@@ -183,15 +190,15 @@ def grown(
     if m in POOLS and len(n.args) < 6: m = POOLS[m](*n.args[1:], **n.kwargs)
     kind = type(m) if isinstance(m, nn.Module) else m
     w, *others = [windows[s] for s in n.all_input_nodes]
-    if kind is nn.ZeroPad2d and min(m.padding) >= 0: return Window(w.top + m.padding[2], w.left + m.padding[0], *w[2:]), None
+    if kind is nn.ZeroPad2d and min(m.padding) >= 0: return padded(w, m), None
     if (kind in PIXELWISE or pointwise(m)) and not others: return w, None
     if joins(n, kind, size): return reduce(operator.or_, others, w), None
     rule = as_local(m)
     return rule and rule.reached(w, size), rule
 
 # %% ../../../nbs/35a_border.ipynb #a1a00328
-class SharedBorder:
-    "A traced network for canvases that differ in one window: what all share is computed once, what differs image by image"
+class Layout:
+    "Which nodes of a traced network have a window, read off the shapes of their maps"
     def __init__(self,
         net:torch.fx.GraphModule, # `folded`
         window:Window, # where images lie on the canvas
@@ -227,11 +234,15 @@ class SharedBorder:
 
     def whole(self, n): return Window(0, 0, *n.meta['tensor_meta'].shape[2:])
 
+# %% ../../../nbs/35a_border.ipynb #05189d81
+class SharedBorder(Layout):
+    "A traced network for canvases that differ in one window: what they share is computed once, the rest image by image"
     def call(self, n, value): # value: node -> tensor
         "What node `n` makes of the values of its inputs"
         if n in self.modules and len(n.args) == 1 and not n.kwargs: return self.modules[n](value(n.args[0]))
         args, kwargs = (map_arg(a, value) for a in (n.args, n.kwargs))
-        if n.op in ('output', 'placeholder'): return args[0] if args else None # what is returned; or the default of a further input
+        # what is returned; or the default of a further input
+        if n.op in ('output', 'placeholder'): return args[0] if args else None
         return getattr(self.interpreter, n.op)(n.target, args, kwargs)
 
     def bases(self, canvas) -> dict: # [P, 3, H, W], normalised -> node: base

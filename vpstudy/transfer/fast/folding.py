@@ -19,7 +19,8 @@ def input_sizes(net:nn.Module, x) -> dict: # x: an input -> name: (height, width
     def noting(name):
         def note(m, args): sizes[name] = args[0].shape[-2:]
         return note
-    hooks = [m.register_forward_pre_hook(noting(name)) for name, m in net.named_modules() if type(m).__name__ == 'Conv2dSame']
+    convs = {name: m for name, m in net.named_modules() if type(m).__name__ == 'Conv2dSame'}
+    hooks = [m.register_forward_pre_hook(noting(name)) for name, m in convs.items()]
     with torch.no_grad(): net(x)
     for h in hooks: h.remove()
     return sizes
@@ -32,8 +33,8 @@ def same_padding(m:nn.Module, size) -> tuple: # left, right, top, bottom
 
 def plain_conv(m:nn.Module, size) -> nn.Module:
     "timm's padding convolution as torch's: padding for an input of that size, then a convolution"
-    conv = nn.Conv2d(m.in_channels, m.out_channels, m.kernel_size, m.stride, 0, m.dilation, m.groups, m.bias is not None)
-    conv.to(m.weight)
+    shape = m.in_channels, m.out_channels, m.kernel_size, m.stride, 0, m.dilation, m.groups
+    conv = nn.Conv2d(*shape, bias=m.bias is not None).to(m.weight)
     for child, q in m.named_children(): conv.add_module(child, q) # a quantizer, and the hook that calls it
     for hook in m._forward_pre_hooks.values(): conv.register_forward_pre_hook(hook)
     conv.load_state_dict(m.state_dict())
@@ -47,7 +48,7 @@ def plain_norm(m:nn.Module) -> nn.Module:
 
 # %% ../../../nbs/35_folding.ipynb #16f4d6ab
 def plain(net:nn.Module, x) -> nn.Module: # x: an input of the size it will see
-    "Put torch's own modules where timm has its own: norm with activation, and padding that follows the size of the input"
+    "Put torch's own modules where timm has its own: norm with activation, padding that follows the input's size"
     sizes = input_sizes(net, x)
     for name, m in [*net.named_modules()]:
         if name in sizes: net.set_submodule(name, plain_conv(m, sizes[name]))
@@ -67,7 +68,8 @@ def nothing_in_place(net:torch.fx.GraphModule):
     order = {n: i for i, n in enumerate(net.graph.nodes)}
     for n in order:
         if not works_in_place(n, net): continue
-        n.args[0].replace_all_uses_with(n, lambda user: order[user] > order[n]) # who reads its input later, reads what it became
+        # who reads its input later, reads what it became
+        n.args[0].replace_all_uses_with(n, lambda user: order[user] > order[n])
         n.target = APART.get(n.target, n.target)
         n.kwargs = {k: v for k, v in n.kwargs.items() if k != 'inplace'}
     for m in net.modules():
@@ -80,7 +82,7 @@ def pointwise(f) -> bool: # f: a module or a hook
     return getattr(f, 'pointwise', None) is True
 
 class Tracer(torch.fx.Tracer):
-    "torch.fx's, for which a quantizer - `pointwise`, as it says - is one operation: traced through, it loses its own gradient"
+    "torch.fx's, for which a `pointwise` module, a quantizer, is one operation: traced through, it loses its gradient"
     def is_leaf_module(self, m, name): return pointwise(m) or super().is_leaf_module(m, name)
 
 def logits_and_grad(
@@ -88,14 +90,14 @@ def logits_and_grad(
     x,
     to=None, # what the gradient is taken of, default x itself
 ) -> tuple:
-    "Logits, and the gradient of a number that all of them are in: what two ways to compute one function are compared by"
+    "Logits, and the gradient of a number that all are in: what two ways to compute one function are compared by"
     to = x.requires_grad_() if to is None else to
     y = f(x)
     return y.detach(), torch.autograd.grad(y.square().sum(), to)[0]
 
 # %% ../../../nbs/35_folding.ipynb #008af299
 def alike(a:nn.Module, b:nn.Module, shape) -> bool: # shape: of an input
-    "Whether two networks of the same weights agree on a random input, logits and gradient; in float64, where a difference is no rounding"
+    "Whether two networks agree on a random input, logits and gradient; in float64: a difference is no rounding"
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pairs = zip(*(logits_and_grad(copy.deepcopy(net).double(), x) for net in (a, b)))
     return all((p - q).abs().max() <= 1e-9 * q.abs().max() for p, q in pairs)
@@ -110,7 +112,7 @@ def traced(net:nn.Module, x) -> torch.fx.GraphModule: # x: an input of the size 
 
 # %% ../../../nbs/35_folding.ipynb #e97fd808
 def folded(net:nn.Module, x) -> nn.Module: # x: an input of the size it will see
-    "A copy of `net` in evaluation mode, its weights without gradients; where it can be traced, BatchNorm folded and shapes noted"
+    "A copy of `net` in evaluation mode, without gradients to its weights; BatchNorm folded where it can be traced"
     net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
     try:
         with warnings.catch_warnings():
