@@ -18,7 +18,8 @@ from ..base.progress import doing
 from ..base.core import BadInput, data_path, seed_everything, sha256
 from ..base.identity import Setting
 from ..base.machine import using_threads
-from ..networks.backbone import Backbone, sources, load_net, net_sha256, own_file, save_net
+from ..networks.source import sources
+from ..networks.backbone import Backbone, load_net, net_sha256, own_file, save_net
 import vpstudy.networks.clip, vpstudy.networks.glyphs_vit # their sources, and those of `imagenet`
 from .checkpoints.reader import checkpoint_backbone, open_checkpoint, save_checkpoint
 import vpstudy.compress.checkpoints.transformers # its dialects, and those of the convnets

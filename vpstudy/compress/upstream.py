@@ -16,7 +16,7 @@ from ..base.identity import Setting
 from ..base.machine import set_threads
 from ..base.processes import in_processes
 from ..base.packs import get_pack
-from ..networks.backbone import sources
+from ..networks.source import sources
 from ..networks.imagenet import measure_top1
 from .setting import compressed, dense_lock
 

@@ -11,7 +11,7 @@ __all__ = ['PASSES', 'GMACS', 'TFLOPS', 'STEP', 'START', 'SIZES', 'kind', 'work'
 import heapq, math
 from functools import cache
 import numpy as np, pandas as pd, torch
-from ..networks.backbone import sources
+from ..networks.source import sources
 from ..compress.setting import not_made
 from ..base.core import BadInput, as_list
 from ..base.identity import Setting

@@ -19,7 +19,7 @@ from ..base.core import BadInput, as_list, data_path, lacking, nbs_path
 from ..base.identity import Setting
 from ..base.machine import resolve_device, resolve_precision
 from ..base.packs import pack_dirs, packs_here
-from ..networks.backbone import sources
+from ..networks.source import sources
 from ..compress.method import methods
 from ..transfer.mode import modes as mode_registry
 from ..transfer.target import targets as target_registry

@@ -16,7 +16,7 @@ from ..base.core import BadInput, as_list, data_path, sweep
 from ..base.identity import Setting
 from ..base.machine import resolve_device, set_threads
 from ..base.processes import in_processes
-from ..networks.backbone import sources
+from ..networks.source import sources
 from ..compress.setting import compressed, dense_lock, make_setting, model_of, network_path
 from ..transfer.fast.frozen import Frozen
 from .frames import is_file

@@ -16,7 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 from ..base.core import BadInput
 from ..base.identity import Setting
-from ..networks.backbone import sources
+from ..networks.source import sources
 from ..compress.setting import recipe_id
 from .plan import Planned, plan_study, read_study
 from ..compress.method import methods

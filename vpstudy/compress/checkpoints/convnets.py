@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn
 from ...base.core import BadInput
-from ...networks.backbone import sources
+from ...networks.source import sources
 from .dialect import Raw, Translated, apply_masks, check_binary, has, rename
 from .reader import plain_names
 

@@ -127,7 +127,7 @@ class Architecture:
 
 def build_backbone(name:str): # -> nn.Module
     "A backbone's own network, random"
-    from vpstudy.networks.backbone import sources
+    from vpstudy.networks.source import sources
     return sources[name].build()
 
 # %% ../../../nbs/24_dialect.ipynb #39da390c

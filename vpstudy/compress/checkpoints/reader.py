@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from ...base.core import BadInput, sha256, write_atomic
 from ...base.packs import get_pack
-from ...networks.backbone import Backbone, sources
+from ...networks.source import sources
+from ...networks.backbone import Backbone
 from ...networks.imagenet import measure_top1
 from ...networks.weights import file_sha256, read_any
 from .dialect import Raw, Translated, apply_masks, architectures, dialects, readers, recognise
