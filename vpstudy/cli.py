@@ -289,14 +289,16 @@ class Command:
     f: callable # its docments are the help; returns a dict
     lines: callable = one_line # (result) -> what people read
     places: tuple = () # said first: where data are, and 'figures' and 'records' where they are named here
-    fails: callable = lambda out: None # (result) -> return code or last words, where not all is well
+    fails: callable = lambda out, args: None # (result, arguments) -> return code or last words, where not all is well
 
 def _if_any(key): # a `fails`
     "Return code 1 where the result counts some of `key`"
-    return lambda out: 1 if out[key] else None
+    return lambda out, args: 1 if out[key] else None
 
-def _off_claim(out):
-    return None if out['ok'] else f'density {out["density"]:.4f} is not what was claimed'
+def _off_claim(out, args):
+    if out['ok']: return None
+    claim = f'the {args["density"]} that was claimed (tolerance {args["tolerance"]})'
+    return f'density {out["density"]:.4f} is not {claim}'
 
 def _file(out): return out['file']
 
@@ -372,7 +374,7 @@ def main(argv=None, program:str='vpstudy', commands:dict=COMMANDS):
     except (BadInput, OSError, KeyboardInterrupt) as why: sys.exit(f'{program}: {_stopped(command, why)}')
     machine = {k: v for k, v in out.items() if k != 'means'}
     print(json.dumps(machine) if as_json else command.lines(out), flush=True)
-    if (said := command.fails(out)) is not None: sys.exit(f'{program}: {said}' if isinstance(said, str) else said)
+    if (said := command.fails(out, args)) is not None: sys.exit(f'{program}: {said}' if isinstance(said, str) else said)
 
 def _program(name:str): # an entry point
     return partial(main, program=name, commands=ALIASES[name])

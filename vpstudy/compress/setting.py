@@ -134,7 +134,7 @@ def network_path(setting:Setting) -> Path|None: # None: the weights are somebody
     "The file that the network of a setting becomes"
     if setting.method != 'dense': return data_path('checkpoints', f'{setting.id}.safetensors')
     model = sources[setting.backbone]
-    return model.path(setting.weights, setting.network_seed) if hasattr(model, 'path') else None
+    return model.path(setting.weights, setting.network_seed)
 
 def not_made(setting:Setting) -> list: # of paths
     "Which files `compressed` would have to make first, by training"
@@ -192,7 +192,7 @@ def compressed(
     if not masks: bake(backbone.net)
     backbone.net.eval().requires_grad_(masks)
     backbone.trainable = lambda: compressed(setting, masks=True).net
-    if hasattr(model, 'texts'): backbone.texts = partial(model.texts, setting.weights)
+    if model.texts: backbone.texts = partial(model.texts, setting.weights)
     return backbone
 
 # %% ../../nbs/25_setting.ipynb #7cb0d12d

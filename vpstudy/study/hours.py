@@ -104,7 +104,7 @@ def expected(setting:Setting, trials:list, rates:Rates) -> dict: # id of the set
     "What making the network of a setting, and each of its (target, trial) pairs, is expected to take"
     (a_pass, a_step, _), model = rates.of(setting.backbone, 'ft', None), sources[setting.backbone]
     train = lambda r: r.epochs * r.images * (3 * a_pass + a_step / r.batch) if r else 0. # None: weights are somebody's
-    made = lambda method: rates.compress.get((setting.backbone, method)) or train(getattr(model, 'recipe' if method == 'dense' else 'tune', None))
+    made = lambda method: rates.compress.get((setting.backbone, method)) or train(model.recipe if method == 'dense' else model.tune)
     out = {setting.id: made(setting.method)}
     if setting.method not in ('dense', 'checkpoint') and len(not_made(setting)) > 1: out[setting.id] += made('dense') # its source network, first
     for target, t in trials:

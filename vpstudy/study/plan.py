@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'STUDY_KEYS', 'PATHS', 'FACTS', 'NAMES', 'StudyLoader', 'read_yaml', 'study_file', 'read_study', 'dirs_of',
-           'located', 'not_here', 'setting_axes', 'expand', 'Facts', 'facts', 'elsewhere', 'n_classes', 'impossible',
+           'located', 'not_here', 'setting_axes', 'expand', 'Facts', 'facts', 'elsewhere', 'impossible',
            'why_impossible', 'absent', 'absent_target', 'check_names', 'Planned', 'parts', 'planned', 'both_parts',
            'unseen', 'plan_study']
 
@@ -99,7 +99,7 @@ PATHS = 'checkpoint', 'weights', 'images', 'targets' # what may be one
 
 def _is_path(key, value): # of a study file, rather than a name
     if key in ('targets', 'images'): return value.endswith('.parquet')
-    return key == 'checkpoint' or not any(value in getattr(b, 'variants', ()) for b in sources.values()) # Source
+    return key == 'checkpoint' or not any(value in b.variants for b in sources.values())
 
 def dirs_of(key:str) -> list:
     "Directories in which a file is looked for besides the study file's own"
@@ -186,15 +186,11 @@ def elsewhere(name:str) -> bool:
     return not Path(name).is_file() if name.endswith('.parquet') else name not in packs_here() and name not in target_registry
 
 # %% ../../nbs/45_plan.ipynb #db4b5f47
-def n_classes(model) -> int: # Source
-    "How many classes a model tells apart"
-    return 1000 if model.source == 'imagenet1k' else len(model.classes) # CLIP's own names take a second to import
-
 def _cannot(mode, model, f:Facts, params:dict) -> bool:
     "Whether a mode is none for this model and target: no room for a prompt, too many classes, nothing that reads text"
     framed = mode.prompted and (params.get('prompt') or mode.prompt) in ('border', 'resize')
     if framed and (params.get('size') or f.size) >= model.canvas: return True
-    return mode.one_to_one and f.classes > n_classes(model) or mode.reads_text and not hasattr(model, 'texts') # Source
+    return mode.one_to_one and f.classes > model.n_classes or mode.reads_text and not model.texts
 
 def impossible(params:dict) -> list: # entries for `exclude`
     "What of a setting's grid cannot be done: budgets beyond a target, and modes that need more classes, a larger canvas or another kind of model"
@@ -221,7 +217,7 @@ def why_impossible(params:dict) -> str:
 # %% ../../nbs/45_plan.ipynb #d8b43f16
 def _absent_weights(model, weights, fetch):
     "Why the weights of a model are not on this machine, as a sentence; None if they are, or are trained here"
-    variants = getattr(model, 'variants', {}) # Source
+    variants = model.variants
     published = variants.get(weights or next(iter(variants), None))
     if not published:
         gone = variants and Path(weights).is_absolute() and not Path(weights).exists()
@@ -244,7 +240,7 @@ def _absent_images(images, known):
 def absent(params:dict, known=(), fetch:bool=False) -> str|None: # known: names of packs that may be elsewhere; fetch: what a run downloads is as good as here
     "What of its own a setting's ids cannot be known without and is not on this machine, as a sentence; None if all is here"
     model = sources[params.get('backbone', 'glyphs_resnet')]
-    if hasattr(model, 'extra') and (why := lacking(*model.extra)): return f'{model.name} {why}' # Source
+    if model.extra and (why := lacking(*model.extra)): return f'{model.name} {why}'
     if is_file(params.get('method', 'gmp')): why = _absent_file(params.get('checkpoint'))
     else: why = _absent_weights(model, params.get('weights'), fetch)
     return why or _absent_images(params.get('images'), known)

@@ -32,7 +32,7 @@ def in_words(params:dict) -> dict: # of a planned setting: field of `Setting` ->
         named = {k: params[k] for k in ['backbone'] if params.get(k, 'glyphs_resnet') != 'glyphs_resnet'}
         return dict(method='checkpoint', checkpoint=params.get('checkpoint'), **named)
     method, model, images = params.get('method', 'gmp'), sources[params.get('backbone', 'glyphs_resnet')], params.get('images')
-    weights = Path(params.get('weights') or next(iter(getattr(model, 'variants', ['trained']))))
+    weights = Path(params.get('weights') or model.default_weights)
     own = {k: check(default if params.get(k) is None else params[k]) for k, (default, check) in methods[method].params.items()}
     return dict(backbone=model.name, method=method, network_seed=params.get('network_seed') or 0, images=images and Path(images).name.removesuffix('.parquet'),
                 **({} if weights.is_dir() else dict(weights=weights.name)), **({} if images else dict(recipe_id=recipe_id(method, model))), **own)

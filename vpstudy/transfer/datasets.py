@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['SIGNS', 'TWO', 'THREE', 'OFFICIAL', 'ARCHIVES', 'pack_target', 'Official', 'gtsrb_labels', 'ppm', 'official_items',
            'official_rows', 'clear', 'rows_at_hand', 'write_official', 'official_pack', 'official_target', 'get_target',
-           'describe', 'main']
+           'describe']
 
 # %% ../../nbs/31a_datasets.ipynb #5b3f7621
-import argparse, json, re, shutil, sys
+import re, shutil
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np, torch
-from .. import __version__
-from ..base.core import BadInput, data_path, first_line
+from ..base.core import BadInput, data_path
 from ..base.packs import SPLITS, Pack, folder_pack, get_pack, hash_split, packs_here, write_pack
 from .target import Target, targets
 
@@ -181,21 +180,3 @@ def describe(t:Target) -> dict:
     counts = {s: int(n.sum()) for s, n in per_class.items()}
     return dict(target=t.name, source=t.origin, classes=len(t.classes), size=t.size, **counts,
                 train_a_class=[int(per_class['train'].min()), int(per_class['train'].max())])
-
-def main(argv=None):
-    "The console script `vpstudy_target`"
-    about = 'Make a target of a folder of pictures, or say what a target holds'
-    p = argparse.ArgumentParser('vpstudy_target', description=about)
-    p.add_argument('--version', action='version', version=f'vpstudy {__version__}')
-    sub = p.add_subparsers(dest='command', required=True)
-    pack = sub.add_parser('pack', help='make a pack of a folder of pictures')
-    pack.add_argument('folder', help='CLASS/*.jpg (split 80/20), or train/CLASS/*.jpg and test/CLASS/*.jpg')
-    pack.add_argument('out', help='the pack, *.parquet')
-    show = sub.add_parser('show', help='say what a target holds')
-    show.add_argument('name', help='a name, or the path of a pack')
-    for s in (pack, show): s.add_argument('--json', action='store_true', help='print the result as JSON')
-    a = p.parse_args(argv)
-    first_line(a.json)
-    try: out = describe(get_target(str(folder_pack(a.folder, a.out).path) if a.command == 'pack' else a.name))
-    except (BadInput, OSError) as e: sys.exit(f'vpstudy_target: {e}')
-    print(json.dumps(out) if a.json else ', '.join(f'{k}: {v}' for k, v in out.items()))

@@ -6,20 +6,17 @@
 __all__ = ['DEITS', 'CLIPS', 'FLOOR', 'attend', 'NarrowAttention', 'NarrowMHA', 'deit', 'depth', 'deit_of', 'deit_widths', 'Timm',
            'narrow', 'NarrowClip', 'clip_of', 'tower_widths', 'clip_widths', 'UPopClip', 'QuantDeiT', 'Quantizer',
            'check_calibrated', 'read_bits', 'read_offset', 'read_quantizer', 'take_quantizers', 'quantized_state',
-           'quantized_widths', 'quantized_layers', 'VVT', 'main']
+           'quantized_widths', 'quantized_layers', 'VVT']
 
 # %% ../../../nbs/24c_transformers.ipynb #ee03a5df
-import argparse, json, re, sys
+import re
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
-from ... import __version__
 from ...base.core import BadInput, needs
-from ...base.machine import set_threads
 from ...networks.clip import ClipClassifier, zero_shot_head
 from ..fake_quant import ActQuant, fake_quant, levels
 from ..vvt import PLACES, UNSIGNED, SplitBlock
 from .dialect import Raw, Translated, has
-from .reader import describe_checkpoint, open_checkpoint, save_checkpoint, verify_checkpoint
 
 # %% ../../../nbs/24c_transformers.ipynb #4b51d4de
 def attend(q, k, v, heads:int, scale:float, mask=None): # [B, N, heads * d]
@@ -291,44 +288,3 @@ class VVT:
         if lost := [l for l in quantized_layers(len(widths['hidden'])) if l not in bits]:
             raise BadInput(f'{raw.path}: layer {lost[0]!r} has no quantizer; a quantized DeiT has one on every weight')
         return Translated('deit_quant', quantized_state(state, quantizers), widths, bits)
-
-# %% ../../../nbs/24c_transformers.ipynb #8befcc00
-def main(argv=None):
-    "The console script `vpstudy_checkpoint`"
-    what = "Look at other people's compressed checkpoints, convert them, measure them"
-    p = argparse.ArgumentParser('vpstudy_checkpoint', description=what)
-    p.add_argument('--version', action='version', version=f'vpstudy {__version__}')
-    sub = p.add_subparsers(dest='command', required=True)
-    for name, what, files in (('inspect', 'say what a file is', 'FILE [MASK]'),
-                              ('convert', 'write it as safetensors', 'FILE [MASK] OUT.safetensors'),
-                              ('verify', 'measure its density and top-1', 'FILE [MASK]')):
-        s = sub.add_parser(name, help=what)
-        s.add_argument('files', nargs='+', metavar='FILE', help=files)
-        s.add_argument('--json', action='store_true', help='print the result as JSON')
-        if name == 'verify':
-            s.add_argument('--density', type=float, help='what is claimed, 0 to 1')
-            s.add_argument('--tolerance', type=float, default=.005)
-            s.add_argument('--data', help='a labelled pack, for top-1')
-    a = p.parse_args(argv)
-    set_threads()
-    try:
-        out, files = (a.files[-1], a.files[:-1]) if a.command == 'convert' else (None, a.files)
-        if not 1 <= len(files) <= 2:
-            raise BadInput(f'{len(a.files)} files were given; give FILE [MASK]{" OUT" if out else ""}')
-        c = open_checkpoint(*files)
-        said = (describe_checkpoint(c) if a.command == 'inspect'
-                else verify_checkpoint(c, a.density, a.tolerance, a.data) if a.command == 'verify'
-                else dict(out=str(save_checkpoint(c, out)), architecture=c.translated.architecture,
-                          density=c.density()))
-    except (BadInput, OSError) as e: sys.exit(f'vpstudy_checkpoint: {e}')
-    if a.json: print(json.dumps(said))
-    else:
-        layers = said.pop('layers', [])
-        print(*(f'{k}: {v:.4f}' if isinstance(v, float) else f'{k}: {len(v)}' if isinstance(v, list) else f'{k}: {v}'
-                for k, v in said.items()), sep=', ')
-        for l in layers:
-            shape = 'x'.join(map(str, l['shape']))
-            print(f"{l['name']:36} {shape:18} density {l['density']:.4f}  {l['bits']} bits")
-    if a.command == 'verify' and not said['ok']:
-        sys.exit(f"vpstudy_checkpoint: density {said['density']:.4f} is not the {a.density} that was claimed "
-                 f"(tolerance {a.tolerance})")
