@@ -55,6 +55,7 @@ class Registry(UserDict):
         return entry
     def __contains__(self, name): own_rooms(); return name in self.data
     def __iter__(self): own_rooms(); return iter(self.data)
+    def __len__(self): own_rooms(); return len(self.data)
     def get(self, name, default=None): return self[name] if name in self else default
     def register(self,
         name:str, # the entry's name in parameters and records

@@ -12,7 +12,7 @@ from ..base.core import BadInput, as_list, nbs_path, root, write_atomic
 from ..base.machine import own_cores
 from ..base.processes import in_processes
 from ..base.progress import progress, say, sharing_status
-from .page import cells_html, page, write_contents, write_site
+from .site import cells_html, page, write_contents, write_site
 from ..study.study import takes_archives
 from ..study.cluster import run_named
 from ..study.plan import read_study, study_file

@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'PRUNED', 'POINT', 'OF_THESE_IMAGES', 'CLAIMS', 'VERDICTS', 'Claim', 'scale', 'settings_of', 'claims_table',
-           'estimate', 'judge_claims', 'distinct', 'conclusions', 'rests_on', 'claim_picture']
+           'estimate', 'judge_claims', 'distinct', 'conclusions', 'rests_on']
 
 # %% ../../nbs/56_claims.ipynb #76231652
 from dataclasses import dataclass
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+import numpy as np, pandas as pd
 from ..base.core import BadInput
-from ..study.frames import kinds, setting_order, shot_order
-from .figures import COLOURS, styled
 from .stats import Resampled, crossed_interval, judge
-from ..transfer.trial import modes
+from ..study.frames import kinds, setting_order, shot_order
+from ..transfer.mode import modes
 
 # %% ../../nbs/56_claims.ipynb #8af95e03
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def _all_tickets(settings, shots):
     for s in _of(settings, 'ticket'): of.setdefault(s.backbone, []).append(s)
     return [(f'{b}, mean of {", ".join(s.setting for s in t)}', sum((_loss(s, 'ilm', shots, 1 / len(t)) for s in t), ())) for b, t in of.items()]
 
-PRUNED, POINT = ('sparse', 'ticket'), .01
+PRUNED, POINT = ('pruned', 'ticket'), .01
 OF_THESE_IMAGES = 'semantic', 'legacy_ece' # judged without the chance of test images: the mapping is made of training images, the published number is of one order of one test set
 
 CLAIMS = [
@@ -194,6 +193,8 @@ def judge_claims(
                                       rows[~rows.planned].assign(verdict='not judged')) if len(part)]
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=['scale', 'claim', 'row', 'planned', 'judged', 'verdict'])
 
+VERDICTS = 'worse', 'better', 'close', 'undecided', 'not judged'
+
 def distinct(rows:pd.DataFrame) -> int: # rows of `judge_claims`
     "How many trials rows rest on; a dense one may be in several"
     return len(frozenset().union(*rows.ids))
@@ -226,24 +227,3 @@ def rests_on(c) -> str: # c: a row of `conclusions`
     return (f'{c.rows - c["not judged"]} of {c.rows} planned rows judged: differences from {c.least:+.3f} to {c.most:+.3f}, their 95 % intervals from '
             f'{c.low:+.3f} to {c.high:+.3f}; {c.networks:.0f} x {c.seeds:.0f} networks and seeds at least, {c.trials} trials'
             + f'; {c.holes} pairs of network and seed missing' * bool(c.holes) + '.')
-
-VERDICTS = dict(worse=COLOURS[2], better=COLOURS[3], close=COLOURS[1], undecided='.6', **{'not judged': '.85'})
-
-def claim_picture(rows:pd.DataFrame, claim:Claim): # rows of one claim, of `judge_claims`
-    "Every row's difference with its 95 % interval, the margin as a band, the verdict as a colour"
-    rows = rows[rows.trials > 0].iloc[::-1]
-    with styled():
-        fig, ax = plt.subplots(figsize=(7, .22 * len(rows) + .9))
-        ax.axvspan(-claim.margin, claim.margin, color='.93'); ax.axvline(0, color='k', lw=.8)
-        for y, (_, r) in enumerate(rows.iterrows()):
-            if np.isfinite(r.low): ax.plot([r.low, r.high], [y, y], color=VERDICTS[r.verdict], lw=1.5)
-            ax.plot(r['mean'], y, 'o', color=VERDICTS[r.verdict], ms=4)
-        ax.set_yticks(range(len(rows)), rows.row, fontsize=7); ax.grid(axis='y', visible=False); ax.set_ylim(-.7, len(rows) - .3)
-        ax.set_xlabel(f'{claim.estimand} ({claim.metric})', fontsize=8)
-        for v in [v for v in VERDICTS if v in set(rows.verdict)]: ax.plot([], [], 'o-', color=VERDICTS[v], label=v)
-        if len(rows): ax.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=7)
-        note = (f'{rows.networks.max()} x {rows.seeds.max()} networks and seeds at most; {distinct(rows)} trials; '
-                f'{rows.holes.sum()} pairs of network and seed missing of what is drawn.\n'
-                'Bars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows')
-        ax.annotate(note, (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
-    return fig

@@ -13,7 +13,8 @@ from textwrap import fill
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from ..base.core import write_atomic
 from ..study.frames import kinds, mode_order, setting_order, shot_order
-from .figures import COLOURS, styled, UNPAIRED, differences, footnote, plot_styles, what_bars_are
+from .figures import COLOURS, styled, footnote, plot_styles, what_bars_are
+from .differences import UNPAIRED, differences
 from .stats import paired
 
 # %% ../../nbs/54_tradeoffs.ipynb #64999d0d

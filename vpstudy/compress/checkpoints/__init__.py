@@ -9,4 +9,5 @@ __all__ = []
 import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'dialect': ['Dialect', 'Translated', 'architectures', 'dialects', 'has', 'rename'],
-    'reader': ['checkpoint_backbone', 'describe_checkpoint', 'open_checkpoint', 'save_checkpoint', 'verify_checkpoint']})
+    'reader': ['checkpoint_backbone', 'describe_checkpoint', 'open_checkpoint', 'save_checkpoint',
+               'verify_checkpoint']})

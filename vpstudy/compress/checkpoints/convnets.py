@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RESNETS', 'THRESHOLD', 'BUFFER', 'CAFFE_MEAN', 'resnet_architecture', 'as_resnet', 'SparseML', 'bare',
            'wrapped_masks', 'IST', 'resnet50_rigl', 'RigL', 'thresholds_of', 'shrink', 'STR', 'without_ending',
-           'TorchPrune', 'ticket_masks', 'is_dense', 'OpenLTH', 'squeezenet_dc', 'Pieces', 'read_layer', 'from_caffe',
-           'read_net', 'DeepCompression', 'TorchVision', 'SqueezeNet']
+           'TorchPrune', 'ticket_masks', 'is_dense', 'check_ticket', 'OpenLTH', 'squeezenet_dc', 'squeezenet_layers',
+           'Pieces', 'kept_places', 'read_layer', 'from_caffe', 'read_net', 'DeepCompression', 'TorchVision',
+           'SqueezeNet']
 
 # %% ../../../nbs/24b_convnets.ipynb #216aa0f5
 import re
@@ -166,6 +167,14 @@ def is_dense(weight) -> bool:
     "Whether a tensor is not zero, and less than a hundredth of it is"
     return bool((weight != 0).any() and (weight == 0).double().mean() < .01)
 
+def check_ticket(weights:dict, masks:dict, path):
+    "`BadInput` unless every weight has a mask, or zeros where its mask had them"
+    if not masks and all(map(is_dense, weights.values())):
+        raise BadInput(f'{path}: a lottery ticket without its mask: no tensor in it is sparse; '
+                       'give the mask file as well, once: vpstudy_checkpoint convert FILE MASK OUT.safetensors')
+    if masks and (lost := [k for k in weights if k not in masks]):
+        raise BadInput(f'{path}: {lost[0]!r} has no mask; a ticket has one for every weight')
+
 class OpenLTH:
     "open_lth's tickets: weights under `model.`, masks as buffers or in a file of their own; refused without"
     def seen(raw):
@@ -176,11 +185,7 @@ class OpenLTH:
         masks = ticket_masks(raw)
         state = {k: v for k, v in raw.state.items() if not k.startswith(BUFFER)}
         weights = {k: v for k, v in state.items() if v.ndim > 1}
-        if not masks and all(map(is_dense, weights.values())):
-            raise BadInput(f'{raw.path}: a lottery ticket without its mask: no tensor in it is sparse; give the mask file '
-                           'as well, once: vpstudy_checkpoint convert FILE MASK OUT.safetensors')
-        if masks and (lost := [k for k in weights if k not in masks]):
-            raise BadInput(f'{raw.path}: {lost[0]!r} has no mask; a ticket has one for every weight')
+        check_ticket(weights, masks, raw.path)
         return as_resnet(raw, apply_masks(raw, state, masks))
 
 # %% ../../../nbs/24b_convnets.ipynb #5204510b
@@ -189,6 +194,10 @@ def squeezenet_dc() -> nn.Module:
     net = sources['squeezenet1_0'].build()
     net.classifier[1].padding = 1, 1
     return net
+
+def squeezenet_layers() -> dict: # name -> shape of its weight
+    "Layers in Caffe's order, which is torchvision's"
+    return {k.removesuffix('.weight'): v.shape for k, v in squeezenet_dc().state_dict().items() if k.endswith('weight')}
 
 class Pieces:
     "A binary file, taken piece by piece from its beginning"
@@ -203,15 +212,20 @@ class Pieces:
         return out
 
 # %% ../../../nbs/24b_convnets.ipynb #b11b3b56
+def kept_places(file:Pieces, n:int) -> np.ndarray:
+    "Where the next `n` kept weights lie, from the gaps between them, two a byte"
+    gaps = file.take((n + 1) // 2, np.uint8)
+    gaps = np.stack([gaps % 16, gaps // 16], 1).ravel()[:n]
+    return np.cumsum(gaps.astype(int) + 1) - 1
+
 def read_layer(file:Pieces, name:str, shape:tuple, n:int) -> dict: # n: how many of its weights are kept
     "Weight and bias of the next layer"
     size = int(np.prod(shape))
     codebook, bias = file.take(256, np.float32), file.take(shape[0], np.float32)
-    code, gaps = file.take(n, np.uint8), file.take((n + 1) // 2, np.uint8)
-    gaps = np.stack([gaps % 16, gaps // 16], 1).ravel()[:n].astype(int)
-    place = np.cumsum(gaps + 1) - 1
+    code, place = file.take(n, np.uint8), kept_places(file, n)
     if n and place[-1] >= size:
-        raise BadInput(f'{file.path}: layer {name} reaches beyond its {size} weights; the file is damaged, or not of SqueezeNet')
+        raise BadInput(f'{file.path}: layer {name} reaches beyond its {size} weights; '
+                       'the file is damaged, or not of SqueezeNet')
     weight = np.zeros(size, np.float32)
     weight[place] = codebook[code]
     return {f'{name}.weight': torch.from_numpy(weight.reshape(shape)), f'{name}.bias': torch.from_numpy(bias.copy())}
@@ -228,10 +242,9 @@ def from_caffe(weight, bias) -> tuple: # (weight, bias)
 
 def read_net(path:Path) -> Raw:
     "Decode the original file of Deep Compression's SqueezeNet"
-    file, state = Pieces(path), {}
-    shapes = {k.removesuffix('.weight'): v.shape for k, v in squeezenet_dc().state_dict().items() if k.endswith('weight')}
-    kept = file.take(len(shapes), np.uint32).astype(int)
-    for (name, shape), n in zip(shapes.items(), kept): state.update(read_layer(file, name, shape, n))
+    file, layers, state = Pieces(path), squeezenet_layers(), {}
+    kept = file.take(len(layers), np.uint32).astype(int)
+    for (name, shape), n in zip(layers.items(), kept): state.update(read_layer(file, name, shape, n))
     if left := len(file.data) - file.at:
         raise BadInput(f'{path}: {left} bytes are left over; the file is not of SqueezeNet')
     first = 'features.0.weight', 'features.0.bias'
@@ -243,8 +256,8 @@ class DeepCompression:
     "SqueezeNet 1.0, pruned and quantized to 8 bits by Deep Compression"
     def seen(raw): # by content: each layer's weights are zero or one of 256 values
         if not has(raw, r'^features\.3\.squeeze\.weight$'): return False
-        same = [v for k, v in raw.state.items() if v.ndim == 4 and k != 'features.0.weight'] # that one was scaled by channel
-        return all(len(v.unique()) <= 257 for v in same)
+        first = 'features.0.weight' # it was scaled by channel
+        return all(len(v.unique()) <= 257 for k, v in raw.state.items() if v.ndim == 4 and k != first)
     def translate(raw):
         bits = {k.removesuffix('.weight'): 8 for k, v in raw.state.items() if v.ndim == 4}
         return Translated('squeezenet1_0_dc', raw.state, bits=bits)

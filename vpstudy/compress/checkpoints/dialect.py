@@ -52,14 +52,16 @@ def rename(state:dict, rules:list) -> dict: # rules: (pattern, replacement), app
 # %% ../../../nbs/24_dialect.ipynb #213b6c3b
 def check_binary(raw:Raw, name:str, mask):
     "`BadInput` unless the mask of weight `name` holds zeros and ones only"
-    if not ((mask == 0) | (mask == 1)).all(): raise BadInput(f'{raw.path}: the mask of {name!r} holds values other than 0 and 1')
+    if not ((mask == 0) | (mask == 1)).all():
+        raise BadInput(f'{raw.path}: the mask of {name!r} holds values other than 0 and 1')
 
 def check_mask(raw:Raw, state:dict, name:str, mask):
     "`BadInput` unless the mask belongs to a weight of `state`"
     if name not in state:
-        raise BadInput(f'{raw.path}: a mask is for {name!r}, which the file does not hold; it belongs to another network')
-    if mask.shape != state[name].shape:
-        raise BadInput(f'{raw.path}: the mask of {name!r} has shape {tuple(mask.shape)}, its weight {tuple(state[name].shape)}')
+        raise BadInput(f'{raw.path}: a mask is for {name!r}, which the file does not hold; '
+                       'it belongs to another network')
+    given, needed = tuple(mask.shape), tuple(state[name].shape)
+    if given != needed: raise BadInput(f'{raw.path}: the mask of {name!r} has shape {given}, its weight {needed}')
     check_binary(raw, name, mask)
 
 # %% ../../../nbs/24_dialect.ipynb #af0ab3bb
@@ -136,8 +138,11 @@ architectures = Registry('architecture', {
        for name in ('resnet18', 'resnet34', 'resnet50', 'squeezenet1_0', 'deit_tiny', 'deit_small')},
     'resnet50_rigl': Architecture(_late('convnets:resnet50_rigl'), 'resnet50', dict(interpolation='bicubic')),
     'squeezenet1_0_dc': Architecture(_late('convnets:squeezenet_dc'), 'squeezenet1_0', dict(canvas=227)),
-    **{f'{name}_narrow': Architecture(_late('transformers:deit'), name) for name in ('deit_tiny', 'deit_small')},
-    **{f'{name}_narrow': Architecture(_late('transformers:NarrowClip'), name) for name in ('clip_vit_b32', 'clip_vit_l14_336')},
+    'deit_tiny_narrow': Architecture(_late('transformers:deit'), 'deit_tiny'),
+    'deit_small_narrow': Architecture(_late('transformers:deit'), 'deit_small'),
+    'clip_vit_b32_narrow': Architecture(_late('transformers:NarrowClip'), 'clip_vit_b32'),
+    'clip_vit_l14_336_narrow': Architecture(_late('transformers:NarrowClip'), 'clip_vit_l14_336'),
     'deit_quant': Architecture(_late('transformers:QuantDeiT'), 'deit_tiny', levels=True)})
 
-readers = Registry('ending of a file', {'.net': _late('convnets:read_net')}) # path -> Raw, of files that `read_any` does not know
+# path -> Raw, of files that `read_any` does not know
+readers = Registry('ending of a file', {'.net': _late('convnets:read_net')})

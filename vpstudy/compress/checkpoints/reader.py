@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONTAINERS', 'PREFIXES', 'HEADER', 'SAYS', 'out_of_container', 'without_prefixes', 'plain_names', 'masks_beside',
            'named_tensors', 'unwrap', 'Checkpoint', 'read_header', 'read_ours', 'read_raw', 'read_masks', 'same_masks',
-           'read_with_masks', 'one_sentence', 'translate', 'read_theirs', 'check_names', 'check_tensor',
+           'read_with_masks', 'one_sentence', 'translate', 'read_theirs', 'check_names', 'check_form', 'check_numbers',
            'prunable_names', 'check_state', 'checked', 'open_checkpoint', 'save_checkpoint', 'checkpoint_backbone',
            'describe_checkpoint', 'checkpoint_top1', 'verify_checkpoint']
 
@@ -23,7 +23,8 @@ from ...networks.source import sources
 from ...networks.backbone import Backbone
 from ...networks.imagenet import measure_top1
 from ...networks.weights import file_sha256, read_any
-from .dialect import Raw, Translated, apply_masks, architectures, dialects, readers, recognise
+from .dialect import Raw, Translated, apply_masks, recognise
+from .dialect import architectures, dialects, readers
 
 # %% ../../../nbs/24a_reader.ipynb #c66dccbb
 CONTAINERS = 'state_dict', 'model_state_dict', 'model', 'network_dict', 'net'
@@ -57,7 +58,8 @@ def plain_names(masks:dict, path) -> dict: # name of the weight -> tensor
 def masks_beside(extra:dict, path) -> dict|None:
     "Masks that lie beside the state dict, under a name that says so"
     beside = {k: v for k, v in extra.items() if 'mask' in k and isinstance(v, dict) and v}
-    if len(beside) > 1: raise BadInput(f'{path}: holds several sets of masks ({", ".join(beside)}); keep the one that counts')
+    if len(beside) > 1:
+        raise BadInput(f'{path}: holds several sets of masks ({", ".join(beside)}); keep the one that counts')
     return next((plain_names(v, path) for v in beside.values()), None)
 
 # %% ../../../nbs/24a_reader.ipynb #d7254652
@@ -201,16 +203,17 @@ def check_names(own:dict, t:Translated, path): # own: state dict of the network
     if strange := [k for k in t.state if k not in own]:
         raise BadInput(f'{path}: {len(strange)} tensors have no place in {t.architecture}, first {strange[0]!r}')
 
-def check_tensor(name:str, v:torch.Tensor, own:torch.Tensor, architecture:str, path) -> torch.Tensor:
-    "A tensor in the precision of the network's `own`; `BadInput` where its shape, type or numbers are wrong"
+def check_form(name:str, v:torch.Tensor, own:torch.Tensor, architecture:str, path): # own: as the network has it
+    "`BadInput` unless a tensor has the network's shape, and a type that can be made the network's"
     if v.shape != own.shape:
         raise BadInput(f'{path}: {name!r} has shape {tuple(v.shape)}, {architecture} has {tuple(own.shape)}')
     if v.is_sparse or v.is_quantized or v.is_floating_point() != own.is_floating_point():
         raise BadInput(f'{path}: {name!r} is of type {v.dtype}; {architecture} needs plain {own.dtype} numbers')
-    v = v.to(own.dtype)
+
+def check_numbers(name:str, v:torch.Tensor, path):
+    "`BadInput` for a number that is none, or a variance that cannot be"
     if v.is_floating_point() and not v.isfinite().all(): raise BadInput(f'{path}: {name!r} holds NaN or infinity')
     if name.endswith('running_var') and (v < 0).any(): raise BadInput(f'{path}: {name!r} holds a negative variance')
-    return v
 
 # %% ../../../nbs/24a_reader.ipynb #f3ac84fb
 def prunable_names(net:nn.Module) -> set:
@@ -219,12 +222,15 @@ def prunable_names(net:nn.Module) -> set:
             if v.ndim >= 2 and 'weight' in p and not isinstance(m, nn.Embedding)}
 
 def check_state(net:nn.Module, t:Translated, path):
-    "`BadInput` unless every name and shape of `t` is that of `net` and every number is one"
+    "`BadInput` unless `t` has every name and shape of `net` and every number is one; gives it the types of `net`"
     own = net.state_dict()
     for k in own: # counters that old files lack; nothing is computed with them
         if k.endswith('num_batches_tracked'): t.state.setdefault(k, torch.tensor(0))
     check_names(own, t, path)
-    for k, v in t.state.items(): t.state[k] = check_tensor(k, v, own[k], t.architecture, path)
+    for k, v in t.state.items():
+        check_form(k, v, own[k], t.architecture, path)
+        t.state[k] = v.to(own[k].dtype)
+        check_numbers(k, t.state[k], path)
 
 # %% ../../../nbs/24a_reader.ipynb #633a6ea8
 def checked(c:Checkpoint) -> Checkpoint:

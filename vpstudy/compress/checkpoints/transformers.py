@@ -6,7 +6,7 @@
 __all__ = ['DEITS', 'CLIPS', 'FLOOR', 'attend', 'NarrowAttention', 'NarrowMHA', 'deit', 'depth', 'deit_of', 'deit_widths', 'Timm',
            'narrow', 'NarrowClip', 'clip_of', 'tower_widths', 'clip_widths', 'UPopClip', 'QuantDeiT', 'Quantizer',
            'check_calibrated', 'read_bits', 'read_offset', 'read_quantizer', 'take_quantizers', 'quantized_state',
-           'quantized_widths', 'quantized_layers', 'VVT']
+           'quantized_widths', 'check_quantized', 'layers_of_deit', 'VVT']
 
 # %% ../../../nbs/24c_transformers.ipynb #ee03a5df
 import re
@@ -136,7 +136,8 @@ CLIPS = {(32, 224): 'clip_vit_b32', (14, 336): 'clip_vit_l14_336'} # (patch, can
 def clip_of(image:dict, path) -> str: # image: of its image tower
     "Which CLIP has patches and a canvas of this size"
     if name := CLIPS.get((image['patch'], image['pixels'])): return name
-    size, known = f"patches of {image['patch']} on {image['pixels']} pixels", ', '.join(f'{v} {k}' for k, v in CLIPS.items())
+    size = f"patches of {image['patch']} on {image['pixels']} pixels"
+    known = ', '.join(f'{v} {k}' for k, v in CLIPS.items())
     raise BadInput(f'{path}: a CLIP with {size} is not known; known are {known}')
 
 def tower_widths(state:dict, prefix:str, width:int) -> dict: # width, heads, attention, hidden
@@ -267,8 +268,14 @@ def quantized_widths(state:dict, quantizers:dict) -> dict: # width, heads, hidde
     return dict(width=width, heads=width // 64, hidden=hidden, bits=bits,
                 outer={k: quantizers[k].bits for k in ('patch_embed.quant', 'quant')})
 
-def quantized_layers(blocks:int) -> list: # names
-    "The layers of a DeiT that have a quantizer on their weights"
+def check_quantized(width:int, blocks:int, layers, path): # layers: names of those whose weights are quantized
+    "`BadInput` unless it is a DeiT-Tiny, quantized everywhere"
+    if deit_of(width, blocks, path) != 'deit_tiny': raise BadInput(f'{path}: VVT in this form is a DeiT-Tiny')
+    if lost := [l for l in layers_of_deit(blocks) if l not in layers]:
+        raise BadInput(f'{path}: layer {lost[0]!r} has no quantizer; a quantized DeiT has one on every weight')
+
+def layers_of_deit(blocks:int) -> list: # names
+    "The layers whose weights have to be quantized"
     layers = 'attn.proj_q', 'attn.proj_k', 'attn.proj_v', 'attn.proj', 'mlp.fc1', 'mlp.fc2'
     return ['patch_embed.proj', 'head', *(f'blocks.{i}.{l}' for i in range(blocks) for l in layers)]
 
@@ -283,8 +290,5 @@ class VVT:
         bits = {name: q.bits for name, q in quantizers.items() if f'{name}.weight' in state}
         try: widths = quantized_widths(state, quantizers)
         except KeyError as e: raise BadInput(f'{raw.path}: incomplete for a quantized DeiT: {e} is missing') from None
-        if deit_of(widths['width'], len(widths['hidden']), raw.path) != 'deit_tiny':
-            raise BadInput(f'{raw.path}: VVT in this form is a DeiT-Tiny')
-        if lost := [l for l in quantized_layers(len(widths['hidden'])) if l not in bits]:
-            raise BadInput(f'{raw.path}: layer {lost[0]!r} has no quantizer; a quantized DeiT has one on every weight')
+        check_quantized(widths['width'], len(widths['hidden']), bits, raw.path)
         return Translated('deit_quant', quantized_state(state, quantizers), widths, bits)
