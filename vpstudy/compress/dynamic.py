@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['SCRATCH', 'ACDC', 'PRUNED', 'REWIND', 'fresh', 'acdc_phase', 'AlternatingPruning', 'acdc', 'random_masks', 'regrow',
-           'RigLUpdates', 'rigl', 'ticket_size', 'PutOn', 'lth']
+           'RigLUpdates', 'rigl', 'ticket_size', 'kept_ticket', 'round_before', 'MaskAtRewind', 'ticket_masks', 'lth']
 
 # %% ../../nbs/22a_dynamic.ipynb #22853834
 import math
+from dataclasses import replace
 import torch, torch.nn as nn
 from fastai.callback.core import CancelStepException
 from fastai.learner import Callback
-from ..base.core import BadInput, rng
-from .method import SPARSE, Method
-from .magnitude import add_masks, check_sparse, current_weights, dropped, get_masks, hold, least, magnitude_masks, masked_form
-from .method import methods, one_of
-from .magnitude import prunable, set_masks
+from ..base.core import rng
+from .magnitude import add_masks, current_weights, dropped, get_masks, least
+from .magnitude import magnitude_masks, prunable, set_masks, zero_masked
 
 # %% ../../nbs/22a_dynamic.ipynb #1f35ba09
 def fresh(net:nn.Module) -> nn.Module:
@@ -28,7 +27,8 @@ def fresh(net:nn.Module) -> nn.Module:
 SCRATCH = 3 # times the epochs of fine-tuning, for RigL, which starts from scratch
 
 # %% ../../nbs/22a_dynamic.ipynb #0de7d5b5
-ACDC = [*((p / 100, (p - 10) // 5 % 2 == 0) for p in range(10, 75, 5)), (.75, False), (.85, True)] # (share of the training, compressed from here on?)
+# (share of the training, compressed from here on?)
+ACDC = [*((p / 100, (p - 10) // 5 % 2 == 0) for p in range(10, 75, 5)), (.75, False), (.85, True)]
 
 def acdc_phase(t:float) -> bool:
     "Whether AC/DC is compressed at time `t` (0 to 1)"
@@ -37,37 +37,44 @@ def acdc_phase(t:float) -> bool:
 class AlternatingPruning(Callback):
     "Closes and opens the masks of a network by AC/DC's phases"
     remembers = 'on', 'trace'
-    def __init__(self, sparsity, distribution='global', keep='none'): self.how, self.on, self.trace = (sparsity, distribution, keep), False, []
+    def __init__(self, sparsity, distribution='global', keep='none'):
+        self.how, self.on, self.trace = (sparsity, distribution, keep), False, []
+
+    def close(self):
+        set_masks(self.model, magnitude_masks(current_weights(self.model), *self.how))
+        zero_masked(self.model, self.learn.opt)
+
+    def open(self):
+        set_masks(self.model, {n: torch.ones_like(m) for n, m in get_masks(self.model).items()})
+        self.learn.opt.opt.state.clear() # momentum
+
     def before_batch(self):
         "Close or open the masks where a phase begins"
         if not self.training: return
         on = acdc_phase(self.pct_train)
-        if on and not self.on:
-            set_masks(self.model, magnitude_masks(current_weights(self.model), *self.how))
-            hold(self.model, self.learn.opt)
-        if self.on and not on:
-            set_masks(self.model, {n: torch.ones_like(m) for n, m in get_masks(self.model).items()})
-            self.learn.opt.opt.state.clear() # momentum
+        if on and not self.on: self.close()
+        if self.on and not on: self.open()
         self.on = on
         self.trace.append(on)
 
-@methods.register('acdc', cls=Method, params=SPARSE, form=masked_form, fits=check_sparse, version=2)
+# %% ../../nbs/22a_dynamic.ipynb #e2b1fbc5
 def acdc(net, trainer, sparsity, distribution, keep):
     "Alternating compressed and decompressed training, from the dense network"
     add_masks(net)
     schedule = AlternatingPruning(sparsity, distribution, keep)
-    trainer.fit(net, [schedule], epochs=2 * trainer.recipe.epochs, peak=.35) # later than usual: the last sparse phase needs a rate to learn with
+    # the rate is highest later than usual: the last sparse phase needs one to learn with
+    trainer.fit(net, [schedule], epochs=2 * trainer.recipe.epochs, peak=.35)
     assert schedule.on, 'the training was too short for the schedule'
     net.eval()
 
 # %% ../../nbs/22a_dynamic.ipynb #8f00758b
 def random_masks(shapes:dict, counts:dict, generator) -> dict:
     "Masks with `counts[name]` zeros at random places"
-    def one(n, s):
-        mask = torch.ones(math.prod(s))
-        mask[torch.randperm(len(mask), generator=generator)[:counts.get(n, 0)]] = 0
-        return mask.view(s)
-    return {n: one(n, s) for n, s in shapes.items()}
+    def _mask(shape, zeros):
+        mask = torch.ones(math.prod(shape))
+        mask[torch.randperm(len(mask), generator=generator)[:zeros]] = 0
+        return mask.view(shape)
+    return {n: _mask(s, counts.get(n, 0)) for n, s in shapes.items()}
 
 def regrow(w, g, mask, share:float): # weight, dense gradient, mask -> new mask with as many ones
     "Drop the smallest `share` of what is kept, grow as many where the gradient is largest"
@@ -80,34 +87,40 @@ def regrow(w, g, mask, share:float): # weight, dense gradient, mask -> new mask 
     kept[least(-pull, n)] = True
     return kept.view_as(mask).to(mask.dtype)
 
+# %% ../../nbs/22a_dynamic.ipynb #cefd576f
 class RigLUpdates(Callback):
     "Moves the masks of a network towards large gradients"
     remembers = 'moved',
-    def __init__(self, alpha=.3, every=50, end=.75): self.alpha, self.every, self.end, self.moved = alpha, every, end, []
+    def __init__(self, alpha=.3, every=50, end=.75):
+        self.alpha, self.every, self.end, self.moved = alpha, every, end, []
+
     def share(self): return self.alpha / 2 * (1 + math.cos(math.pi * self.pct_train / self.end))
+
     def before_batch(self):
-        self.due = self.training and self.train_iter > 0 and self.train_iter % self.every == 0 and self.pct_train < self.end
-        if self.due: # masked weights are zero, so masks may open for one look at all gradients
-            self.masks = {n: m.clone() for n, m in get_masks(self.model).items()}
-            set_masks(self.model, {n: torch.ones_like(m) for n, m in self.masks.items()})
+        "Where a step is due, open the masks for one look at all gradients: masked weights are zero"
+        i = self.train_iter
+        self.due = self.training and i > 0 and i % self.every == 0 and self.pct_train < self.end
+        if not self.due: return
+        self.masks = {n: m.clone() for n, m in get_masks(self.model).items()}
+        set_masks(self.model, {n: torch.ones_like(m) for n, m in self.masks.items()})
+
     def before_step(self):
         "On a step that is due, move the masks and leave the weights"
         if not self.due: return
-        new = {}
-        for n, m in prunable(self.model).items():
-            w = m.parametrizations.weight.original
-            new[n] = regrow(w.detach(), w.grad, self.masks[n], self.share())
+        weights = {n: m.parametrizations.weight.original for n, m in prunable(self.model).items()}
+        new = {n: regrow(w.detach(), w.grad, self.masks[n], self.share()) for n, w in weights.items()}
         self.moved.append(sum(int((new[n] != self.masks[n]).sum()) // 2 for n in new))
         set_masks(self.model, new)
-        hold(self.model, self.learn.opt)
+        zero_masked(self.model, self.learn.opt)
         raise CancelStepException
 
-@methods.register('rigl', cls=Method, params=dict(SPARSE, distribution=('erk', one_of('distribution', 'erk', 'layerwise'))), form=masked_form, fits=check_sparse)
+# %% ../../nbs/22a_dynamic.ipynb #7c5b28a6
 def rigl(net, trainer, sparsity, distribution, keep, every=50):
     "RigL: sparse from scratch to the end, masks moved by dense gradients"
     add_masks(fresh(net))
     shapes = {n: tuple(w.shape) for n, w in current_weights(net).items()}
-    set_masks(net, random_masks(shapes, dropped(shapes, sparsity, distribution, keep), rng('rigl', trainer.seed)))
+    zeros = dropped(shapes, sparsity, distribution, keep)
+    set_masks(net, random_masks(shapes, zeros, rng('rigl', trainer.seed)))
     for n, m in prunable(net).items(): m.parametrizations.weight.original.data.mul_(get_masks(net)[n])
     trainer.fit(net, [RigLUpdates(every=every)], epochs=SCRATCH * trainer.recipe.epochs, scratch=True)
     net.eval()
@@ -121,33 +134,38 @@ def ticket_size(n:int, state:int) -> int:
     for _ in range(state): n -= round(PRUNED * n)
     return n
 
-class PutOn(Callback):
+def kept_ticket(masks:dict, setting) -> int: # masks: name -> tensor, of the compressed network
+    "How many weights a setting's rounds leave"
+    return ticket_size(sum(m.numel() for m in masks.values()), setting.state)
+
+def round_before(setting): # -> Setting, or None before the first
+    "The ticket whose trained weights say what is pruned next"
+    return replace(setting, state=setting.state - 1) if setting.state else None
+
+# %% ../../nbs/22a_dynamic.ipynb #9a292c0e
+class MaskAtRewind(Callback):
     "Puts masks on at the rewinding point"
     remembers = 'done',
     def __init__(self, masks, at=REWIND): self.masks, self.at, self.done = masks, at, False
     def before_batch(self):
         if not self.training or self.done or self.pct_train < self.at: return
         set_masks(self.model, self.masks)
-        hold(self.model, self.learn.opt)
+        zero_masked(self.model, self.learn.opt)
         self.done = True
 
-def _state(s):
-    if type(s) is not int or not 0 <= s <= 40: raise BadInput(f'state={s!r} is not allowed; give the number of rounds, a whole number from 0 (dense) to 40')
-    return s
+def ticket_masks(previous:nn.Module, state:int) -> dict: # name -> 0/1 mask
+    "Masks of the largest weights of the ticket before; what was pruned stays pruned, also before a kept zero"
+    had, weights = get_masks(previous), current_weights(previous)
+    ranked = torch.cat([w.abs().masked_fill(had[n] == 0, -1).flatten() for n, w in weights.items()])
+    keep = least(-ranked, ticket_size(len(ranked), state)).to(ranked.dtype)
+    parts = keep.split([w.numel() for w in weights.values()])
+    return {n: part.view_as(w) for (n, w), part in zip(weights.items(), parts)}
 
-@methods.register('lth', cls=Method, params=dict(state=(9, _state)), form=masked_form)
+# %% ../../nbs/22a_dynamic.ipynb #868b2e46
 def lth(net, trainer, state, previous=None): # previous: the trained ticket of the round before
     "A lottery ticket: `state` rounds of magnitude pruning with late rewinding"
     add_masks(fresh(net))
-    masks = get_masks(net)
-    if state:
-        total = sum(m.numel() for m in masks.values())
-        had, w = get_masks(previous), current_weights(previous)
-        ranked = {n: w[n].abs().masked_fill(had[n] == 0, -1) for n in w} # what was pruned stays pruned, also before a kept zero
-        flat = torch.cat([v.flatten() for v in ranked.values()])
-        keep = least(-flat, ticket_size(total, state)).to(flat.dtype)
-        masks = {n: m.view_as(w[n]) for n, m in zip(w, keep.split([v.numel() for v in w.values()]))}
-    put = PutOn(masks)
-    trainer.fit(net, [put], epochs=trainer.recipe.epochs, scratch=True)
-    assert put.done, 'the training was too short to rewind'
+    masks = MaskAtRewind(ticket_masks(previous, state) if state else get_masks(net))
+    trainer.fit(net, [masks], epochs=trainer.recipe.epochs, scratch=True)
+    assert masks.done, 'the training was too short to rewind'
     net.eval()

@@ -17,7 +17,8 @@ from ..base.identity import Setting
 from ..base.machine import resolve_device, set_threads
 from ..base.processes import in_processes
 from ..networks.source import sources
-from ..compress.setting import compressed, dense_lock, make_setting, model_of, network_path
+from ..compress.network import compressed
+from ..compress.setting import dense_lock, make_setting, model_of, network_path
 from ..transfer.fast.frozen import Frozen
 from .frames import is_file
 from .records import is_done, readable, records_path, write_failure, write_record, failure_path

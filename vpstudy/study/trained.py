@@ -19,7 +19,8 @@ from ..base.identity import Setting, Trial
 from ..base.machine import resolve_device
 from ..base.progress import progress
 from ..networks.backbone import Backbone
-from ..compress.setting import compressed, not_made
+from ..compress.network import compressed
+from ..compress.setting import not_made
 from ..transfer.fast.frozen import Frozen
 from ..transfer.probes import new_head
 from ..transfer.mapping import read_off
