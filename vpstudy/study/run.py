@@ -136,7 +136,7 @@ def _trained(setting, frozen, target, trials, usual): # usual: images of a pass,
 # %% ../../nbs/44_run.ipynb #102a0c95
 _last = '' # how well the last trial of this process did
 
-def _run_group(setting, target, trials, wanted, precision, upstream, records, device, networks=False):
+def _run_group(setting, target, trials, wanted, precision, upstream, records, device, networks=False, planned=None):
     "Run trials side by side and write the records of those that are wanted"
     global _last
     frozen = _frozen(setting, precision, device)
@@ -151,7 +151,7 @@ def _run_group(setting, target, trials, wanted, precision, upstream, records, de
         if trial not in wanted: continue
         temperature = result['metrics'].get('temperature')
         learned = keep(setting, trial, get_target(target), frozen.backbone, fit, temperature, networks)
-        write_record(setting, trial, upstream, result, logits, labels, records, frozen.device, learned)
+        write_record(setting, trial, upstream, result, logits, labels, records, frozen.device, learned, planned)
 
 # %% ../../nbs/44_run.ipynb #c8d53095
 def _why(e:Exception) -> str:
@@ -206,7 +206,7 @@ def _network_ready(setting, trials, expected, records, reuse): # expected: how m
 # %% ../../nbs/44_run.ipynb #bfbc815d
 TOGETHER = 256 # images of a step on a GPU
 
-def _calls(setting, trials, todo, together, records, device, upstream, networks=False):
+def _calls(setting, trials, todo, together, device, *rest): # rest: of `_run_group`
     "Arguments of `_attempt` for each group with a trial to run, long ones first: all cores end together"
     # one backbone serves all: what trains no prompt runs in its fp32 half
     precision = next((t.precision for _, t in trials if t.precision != 'fp32'), 'fp32')
@@ -215,8 +215,9 @@ def _calls(setting, trials, todo, together, records, device, upstream, networks=
     for pairs in grouped(trials, together):
         target, group = pairs[0][0], [t for _, t in pairs]
         images = len(group) * (len(target.labels['train']) if group[0].shots == 'full' else group[0].shots)
-        calls.append((images, (setting, target.ref or target.name, group, [t for t in group if t in left], precision, upstream, records, device, networks)))
-    return [call for _, call in sorted(calls, key=lambda c: -c[0]) if call[3]]
+        wanted = [t for t in group if t in left]
+        if wanted: calls.append((images, (setting, target.ref or target.name, group, wanted, precision, *rest)))
+    return [call for _, call in sorted(calls, key=lambda c: -c[0])]
 
 def _ends(setting, calls, workers): # yields (id, why it has no record or None)
     "Trials as they end, here or in processes"
@@ -252,7 +253,8 @@ def run_setting(
     together:int|None=None, # images of a step that small trials take side by side; default: on a GPU `TOGETHER`, on a CPU 0: each trial alone
     reuse:bool=False, # leave out what an archive holds
     keep_networks:bool=False, # of `ft`: keep every fine-tuned network beside its record
-    expected:dict={}, # id of the setting, and of trials -> seconds its network, and they, may take (for the bar); default: a second each
+    expected:dict={}, # id of the setting, and of trials -> seconds its network, and they, may take (for the bar); default: 1
+    planned:dict|None=None, # of `points.asked`, for the records
 ) -> int: # how many trials were run
     "Run the trials of `setting` that are not done, with a progress bar; `BadInput` at the end if some of them failed"
     cores, todo = set_threads(), missing(setting, trials, records, reuse=reuse)
@@ -269,7 +271,7 @@ def run_setting(
             upstream, todo = _network_ready(setting, trials, len(todo), records, reuse)
             pieces.made(setting.id)
             pieces.add({t.id(setting): expected.get(t.id(setting), 1.) for _, t in todo})
-            calls = _calls(setting, trials, todo, together, records, device, upstream, keep_networks)
+            calls = _calls(setting, trials, todo, together, device, upstream, records, device, keep_networks, planned)
             for n, (trial, reason) in enumerate(_ends(setting, calls, workers), 1):
                 pieces.made(trial)
                 if not reason: continue
