@@ -49,8 +49,11 @@ class Registry(UserDict):
     def __init__(self, kind:str, entries:dict={}): # entries: those of the house; a `Later` is imported when it is asked for
         super().__init__(entries)
         self.kind = kind
-    def __getitem__(self, name):
+    def check(self, name):
+        "`BadInput` for a name that is not known; nothing is imported"
         if name not in self: raise BadInput(f'{self.kind} {name!r} is unknown; choose one of: {", ".join(self)}')
+    def __getitem__(self, name):
+        self.check(name)
         if isinstance(entry := self.data[name], Later): entry = self.data[name] = entry.get()
         return entry
     def __contains__(self, name): own_rooms(); return name in self.data

@@ -59,8 +59,9 @@ def resolve_precision(precision:str='auto', device='cpu') -> str: # device: torc
     "'auto' -> 'bf16' where `device` is faster with it, else 'fp32'"
     if precision not in ('auto', 'fp32', 'bf16'): raise BadInput(f'precision {precision!r} is unknown; choose one of: auto, fp32, bf16')
     if precision != 'auto': return precision
-    import torch
-    if torch.device(device).type == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32'
+    if str(device).startswith('cuda'):
+        import torch
+        return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32'
     return 'bf16' if _cpu_flags() & {'amx_bf16', 'avx512_bf16'} else 'fp32'
 
 # %% ../../nbs/03_machine.ipynb #c1560811

@@ -12,7 +12,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
 from fastcore.basics import chunked
 from PIL import Image
 from .progress import progress
@@ -57,13 +57,23 @@ class Pack:
         if not isinstance(self.classes, list) or not all(isinstance(c, str) for c in self.classes):
             raise BadInput(f'{path}: its metadata needs `classes`, a list of names in label order')
         table = self.file.read(columns=['label', 'split', 'path'])
-        self.labels, self.splits, self.paths = (np.array(table[c].to_pylist(), dtype=object) for c in ('label', 'split', 'path'))
-        for i, (label, split) in enumerate(zip(self.labels, self.splits)):
-            if type(label) is not int or not 0 <= label < len(self.classes):
-                raise BadInput(f'{self.where(i)}: label {label!r} is not allowed; give a whole number from 0 to {len(self.classes) - 1}, the place of its class in `classes`')
-            if split not in SPLITS: raise BadInput(f'{self.where(i)}: split {split!r} is not known; choose one of: {", ".join(SPLITS)}')
-        self.labels = torch.from_numpy(self.labels.astype(np.int64))
+        numbers, self.splits, self.paths = (np.array(table[c].to_pylist(), dtype=object) for c in ('label', 'split', 'path'))
+        for i, (label, split) in enumerate(zip(numbers, self.splits)): self._check_row(i, label, split)
+        self.numbers = numbers.astype(np.int64)
 
+    def _check_row(self, i, label, split):
+        if type(label) is not int or not 0 <= label < len(self.classes):
+            raise BadInput(f'{self.where(i)}: label {label!r} is not allowed; give a whole number from 0 to '
+                           f'{len(self.classes) - 1}, the place of its class in `classes`')
+        if split not in SPLITS:
+            raise BadInput(f'{self.where(i)}: split {split!r} is not known; choose one of: {", ".join(SPLITS)}')
+
+
+    @cached_property
+    def labels(self): # -> torch.Tensor, int64 [n]
+        "The class of every row"
+        import torch # here and below: who only names packs does without
+        return torch.from_numpy(self.numbers)
     def where(self, i:int) -> str: return f'{self.path}, row {i} ({self.paths[i]})'
 
     def rows(self, split:str) -> np.ndarray:
@@ -126,13 +136,17 @@ def open_image(data:bytes, where:str) -> Image.Image:
 # %% ../../nbs/05_packs.ipynb #3c1c33a4
 RESAMPLE = dict(bilinear=Image.Resampling.BILINEAR, bicubic=Image.Resampling.BICUBIC)
 
+def _tensor(x): # of numpy
+    import torch
+    return torch.from_numpy(x)
+
 def decoded(
     pack:Pack,
     split:str,
     size:int, # edge in pixels; images are stretched to a square
     interpolation:str='bilinear', # or 'bicubic'; both antialiased
     crop:int|None=None, # do not stretch: resize the short side to this, cut out the middle
-) -> torch.Tensor: # uint8 [n, 3, size, size], memory-mapped; [n, 3, native, native] for a pack of small squares that is not cropped
+): # -> torch.Tensor, uint8 [n, 3, size, size], memory-mapped; [n, 3, native, native]: small squares that are not cropped
     "Images of a split, decoded now or by an earlier run"
     rows, kept = pack.rows(split), pack.native if crop is None else None
     name = f'{split}-{kept}' if kept else f'{split}-{size}-{interpolation}' + (f'-crop{crop}' if crop else '')
@@ -142,7 +156,7 @@ def decoded(
         if not path.exists(): _decode(pack, rows, kept or size, interpolation, crop, path)
         with contextlib.suppress(ValueError, EOFError): # copied by hand and cut short, say: decoded anew
             x = np.load(path, mmap_mode='c') # copy on write: nobody can change the file through it
-            if x.shape == shape: return torch.from_numpy(x)
+            if x.shape == shape: return _tensor(x)
         path.unlink()
     raise BadInput(f'{path}: does not hold the {shape} bytes that were just written; is its disk healthy?')
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEEP', 'SPARSE', 'BITS', 'METHOD_PARAMS', 'KINDS', 'SPARSIFIER', 'OBSERVERS', 'methods', 'share', 'whole', 'one_of',
-           'rounds', 'Method', 'as_fields', 'predecessors', 'kind_of']
+           'rounds', 'Method', 'as_fields', 'predecessors', 'is_file', 'kind_of']
 
 # %% ../../nbs/21_method.ipynb #5f47628d
 from dataclasses import dataclass, field
@@ -130,14 +130,16 @@ def predecessors(setting:Setting) -> list:
 
 def _kind_of_file(fields:dict) -> str:
     "Kind of a checkpoint: its weights are called by its dialect, e.g. 'open_lth 51.2% 1a2b'"
-    if fields['bits'] is not None: return 'quantized'
-    name = fields['weights'].split(' ')[0]
-    try: from vpstudy.compress.checkpoints.dialect import dialects
-    except ImportError: return dict(open_lth='ticket').get(name, 'pruned') # until that room is here
-    dialect = dialects.get(name)
+    if fields.get('bits') is not None: return 'quantized'
+    from vpstudy.compress.checkpoints.dialect import dialects
+    dialect = dialects.get((fields.get('weights') or '').split(' ')[0]) # none where its file is not here
     return dialect.kind if dialect else 'pruned'
 
-def kind_of(setting:Setting|dict) -> str: # dict: of a record
+def is_file(method:str) -> bool:
+    "Whether a method takes somebody's network from a file, which says what it is; False for one that is not known here"
+    return methods.get(method, Method()).by_file
+
+def kind_of(setting:Setting|dict) -> str: # dict: of a record; fields that are not known may be left out
     "'dense', 'quantized', 'ticket' or 'pruned'"
     fields = setting if isinstance(setting, dict) else vars(setting)
     entry = methods.get(fields['method'], Method())

@@ -10,7 +10,7 @@ __all__ = ['PASSES', 'GMACS', 'TFLOPS', 'STEP', 'START', 'SIZES', 'kind', 'work'
 # %% ../../nbs/47_hours.ipynb #b7a13f48
 import heapq, math
 from functools import cache
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from ..networks.source import sources
 from ..compress.setting import not_made
 from ..base.core import BadInput, as_list
@@ -49,6 +49,7 @@ def gmacs(backbone:str) -> float:
 
 def counted(backbone:str) -> float:
     "`gmacs` as torch counts them on a network without numbers"
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
     model = sources[backbone]
     with torch.device('meta'): net, x = model.build().eval(), torch.zeros(1, 3, model.canvas, model.canvas)
@@ -174,6 +175,7 @@ def sizes(backbone:str) -> tuple: # (features, numbers)
 
 def counted_sizes(backbone:str) -> tuple:
     "`sizes` of a network without numbers"
+    import torch
     with torch.device('meta'): net = sources[backbone].build()
     head = net.get_submodule(sources[backbone].head)
     return getattr(head, 'in_features', None) or head.in_channels, sum(v.numel() for v in net.state_dict().values())

@@ -22,11 +22,10 @@ from ..base.packs import pack_dirs, packs_here
 from ..networks.source import sources
 from ..compress.method import methods
 from ..transfer.mode import modes as mode_registry
-from ..transfer.target import targets as target_registry
+from ..transfer.mode import targets as target_registry
 from ..transfer.trial import make_trial
-from .frames import is_file
+from ..compress.method import is_file
 from .points import AXES, DEFAULTS, PATHS, RUN, SETTING, check_options, grid, method_params
-import vpstudy.compress.setting, vpstudy.transfer.datasets # what they register, until registries name all entries
 
 # %% ../../nbs/45_plan.ipynb #f4909c40
 class StudyLoader(yaml.SafeLoader):
@@ -293,7 +292,7 @@ def check_names(params:dict, known=()): # known: names of packs that may be else
     _check_types(params)
     method = params.get('method', 'gmp')
     entry = methods[method]
-    sources[params.get('backbone', 'glyphs_resnet')]
+    sources.check(params.get('backbone', 'glyphs_resnet'))
     options = {k: v for k, v in params.items() if k not in (*setting_axes(), *AXES, *RUN)}
     check_options(options)
     _check_owned(method, entry, params)

@@ -18,7 +18,7 @@ import orjson, pandas as pd
 from ..base.identity import SCHEMA, Setting, Trial
 from ..base.core import BadInput, data_path, sha256, write_atomic
 from ..base.machine import git_state, machine, versions
-from .frames import kind_of
+from ..compress.method import kind_of
 
 # %% ../../nbs/41_records.ipynb #2a2756d8
 def records_path(where=None) -> Path:

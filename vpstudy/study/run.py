@@ -20,7 +20,7 @@ from ..networks.source import sources
 from ..compress.network import compressed
 from ..compress.setting import dense_lock, make_setting, model_of, network_path
 from ..transfer.fast.frozen import Frozen
-from .frames import is_file
+from ..compress.method import is_file
 from .records import is_done, readable, records_path, write_failure, write_record, failure_path
 from .trained import keep
 from .archive import read_archives

@@ -18,10 +18,9 @@ from fastcore.basics import patch
 from ..base.core import BadInput
 from ..base.identity import Setting
 from ..networks.source import sources
-from ..compress.method import methods
+from ..compress.method import METHOD_PARAMS, is_file, kind_of, methods
 from ..transfer.trial import make_trial
-from .frames import is_file, kind_of, missing_trials
-from .points import HISTORIC
+from .frames import missing_trials
 from .plan import Planned, plan_study, read_study
 from .records import as_table, read_records
 from .archive import archive_files, read_answers, read_archive, with_archives
@@ -31,8 +30,8 @@ def _owned(method, params) -> dict: # fields of `Setting` -> values
     "What a setting has of its method: fields that every setting has, and the method's own under `params`"
     checks = methods[method].params.items()
     own = {k: check(default if params.get(k) is None else params[k]) for k, (default, check) in checks}
-    later = {k: v for k, v in own.items() if k not in HISTORIC}
-    return {**{k: v for k, v in own.items() if k in HISTORIC}, **(dict(params=later) if later else {})}
+    later = {k: v for k, v in own.items() if k not in METHOD_PARAMS}
+    return {**{k: v for k, v in own.items() if k in METHOD_PARAMS}, **(dict(params=later) if later else {})}
 
 def in_words(params:dict) -> dict: # of a planned setting: field of `Setting` -> value; checkpoint: its file
     "What the records of a setting say of it, as far as that is known without its files"
