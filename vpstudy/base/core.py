@@ -39,14 +39,19 @@ def own_rooms() -> tuple: # names
     where, found = Path(importlib.import_module('vpstudy').__path__[0])/'own', []
     for room in pkgutil.iter_modules([str(where)]):
         try: importlib.import_module(f'vpstudy.own.{room.name}')
-        except ImportError as e: raise BadInput(f'{where/room.name}.py cannot be imported ({e}); mend its notebook, or delete both') from None
+        except ImportError as e:
+            why = f'cannot be imported ({e}); mend its notebook, or delete both'
+            raise BadInput(f'{where/room.name}.py {why}') from None
         found.append(room.name)
     return tuple(found)
 
 # %% ../../nbs/01_core.ipynb #139e0245
 class Registry(UserDict):
     "Named entries of one `kind`, e.g. every mapping; an unknown name is a `BadInput` that lists the known ones"
-    def __init__(self, kind:str, entries:dict={}): # entries: those of the house; a `Later` is imported when it is asked for
+    def __init__(self,
+        kind:str,
+        entries:dict={}, # those of the house; a `Later` is imported when it is asked for
+    ):
         super().__init__(entries)
         self.kind = kind
     def check(self, name):
@@ -74,9 +79,10 @@ class Registry(UserDict):
 # %% ../../nbs/01_core.ipynb #586353ad
 def check_range(name:str, value, lo, hi, what:str=''):
     "`value` if `lo <= value < hi`, else `BadInput`"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lo <= value < hi:
-        raise BadInput(f'{name}={value!r} is not allowed; give a number from {lo} up to, not including, {hi}{what and " (" + what + ")"}')
-    return value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and lo <= value < hi: return value
+    tail = what and f' ({what})'
+    raise BadInput(f'{name}={value!r} is not allowed; give a number from {lo} up to, not including, {hi}{tail}')
 
 def check_shots(shots):
     "A budget of examples a class: a positive whole number or 'full'"
@@ -95,13 +101,18 @@ def needs(module:str, extra:str): # -> the module
     return importlib.import_module(module)
 
 # %% ../../nbs/01_core.ipynb #38a7ce95
+def _item(item):
+    "One of a list: text without spaces around it, digits as a whole number"
+    if isinstance(item, str): item = item.strip()
+    return int(item) if isinstance(item, str) and re.fullmatch(r'-?\d+', item) else item
+
 def as_list(value, name:str='list'):
     "One value, a comma-separated string or a list -> a list without repeats, digits read as whole numbers"
     items = value.split(',') if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-    items = [i.strip() if isinstance(i, str) else i for i in items]
-    items = [int(i) if isinstance(i, str) and re.fullmatch(r'-?\d+', i) else i for i in items]
+    items = [*map(_item, items)]
     for i in items:
-        if type(i) not in (int, str) or i == '': raise BadInput(f'{name}={value!r} is not allowed: {i!r} is neither a name nor a whole number')
+        if type(i) not in (int, str) or i == '':
+            raise BadInput(f'{name}={value!r} is not allowed: {i!r} is neither a name nor a whole number')
     if not items: raise BadInput(f'{name}={value!r} is not allowed; give at least one')
     return list(dict.fromkeys(items))
 
@@ -133,9 +144,19 @@ def first_line(machine:bool, **more): # machine: standard output is for one; mor
     print(', '.join(f'{k}: {v}' for k, v in places.items()), file=sys.stderr if machine else sys.stdout, flush=True)
 
 # %% ../../nbs/01_core.ipynb #216bf202
+def _appear(tmp:str, path:Path, first:bool):
+    "Rename `tmp` to `path`; with `first`, who was first wins"
+    os.chmod(tmp, 0o644) # mkstemp makes it private
+    if not first: return os.replace(tmp, path)
+    with contextlib.suppress(FileExistsError): os.link(tmp, path)
+    os.unlink(tmp)
+
 @contextlib.contextmanager
-def writing(path:Path, first:bool=False):
-    "A binary file that appears as `path`, whole, when the block ends without an error; with `first`, who was first wins"
+def writing(
+    path:Path,
+    first:bool=False, # whether a file that is there stays: who was first wins
+):
+    "A binary file that appears as `path`, whole, when the block ends without an error"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.{platform.node()}.{os.getpid()}.', suffix='.tmp')
@@ -143,15 +164,12 @@ def writing(path:Path, first:bool=False):
         with os.fdopen(fd, 'wb') as f:
             yield f
             f.flush(); os.fsync(f.fileno())
-        os.chmod(tmp, 0o644) # mkstemp makes it private
-        if first:
-            with contextlib.suppress(FileExistsError): os.link(tmp, path)
-            os.unlink(tmp)
-        else: os.replace(tmp, path)
+        _appear(tmp, path, first)
     except BaseException:
         with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
         raise
 
+# %% ../../nbs/01_core.ipynb #02d187ca
 def write_atomic(path:Path, content:bytes|str, first:bool=False) -> Path:
     "Write `content` to `path` so that a reader sees all of it or none; with `first`, who wrote first wins"
     with writing(path, first) as f: f.write(content.encode() if isinstance(content, str) else content)
@@ -160,8 +178,9 @@ def write_atomic(path:Path, content:bytes|str, first:bool=False) -> Path:
 # %% ../../nbs/01_core.ipynb #a9610e2c
 def sweep(folder:Path) -> list:
     "Delete temporaries in `folder` that processes of this machine left when they died; returns their names"
-    mine = re.compile(rf'\..*\.{re.escape(platform.node())}\.(\d+)\.[^.]+\.tmp')
-    left = [p for p in Path(folder).glob('.*.tmp') if (m := mine.fullmatch(p.name)) and not psutil.pid_exists(int(m[1]))]
+    ours = re.compile(rf'\..*\.{re.escape(platform.node())}\.(\d+)\.[^.]+\.tmp')
+    def orphan(p): return (m := ours.fullmatch(p.name)) and not psutil.pid_exists(int(m[1]))
+    left = [p for p in Path(folder).glob('.*.tmp') if orphan(p)]
     for p in left: p.unlink(missing_ok=True)
     return [p.name for p in left]
 
@@ -171,7 +190,7 @@ def canonical(o) -> str:
     return json.dumps(o, sort_keys=True, separators=(',', ':'), allow_nan=False)
 
 def sha256(o) -> str:
-    "Hex sha256 of bytes, of a file (`Path`), of an array or tensor (with its type and shape), or of a value's canonical JSON"
+    "Hex sha256 of bytes, a file (`Path`), an array or tensor (with type and shape), or a value's canonical JSON"
     if isinstance(o, Path):
         with o.open('rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     if hasattr(o, 'detach'): o = o.detach().cpu().numpy() # a tensor

@@ -8,6 +8,7 @@ __all__ = ['SCHEMA', 'make_id', 'Setting', 'Trial']
 # %% ../../nbs/02_identity.ipynb #9798941b
 import re
 from dataclasses import dataclass, field
+from fastcore.basics import patch
 from .core import sha256
 
 # %% ../../nbs/02_identity.ipynb #f955b891
@@ -27,7 +28,7 @@ class Setting:
     method: str # registry name; 'dense' is no compression
     recipe_id: str|None = None # hash of how the compressor trains and of its images; None where nothing is trained
     images: str|None = None # name of the pack a compressor trains on, where the source's own images are not at hand
-    sparsity: float|None = None # share of the prunable weights that is zero, 0 to 1; of `filter`, of the filters that are gone
+    sparsity: float|None = None # share of the prunable weights that is zero, 0 to 1; of `filter`, of the filters
     distribution: str|None = None # how it is shared among layers, or the pattern of N:M
     keep: str|None = None # which layers stay dense
     bits: int|None = None # of weights and activations
@@ -36,22 +37,35 @@ class Setting:
     checkpoint: str|None = None # content of somebody's compressed file: architecture and tensors, not its bytes
     network_seed: int = 0 # which training of source model and compressor
     params: dict = field(default_factory=dict, hash=False) # further parameters that the method owns, by name
-    @property
-    def content(self) -> dict:
-        "What the ids of a setting and of its trials are made of; `params` came later, and counts where there are some"
-        return {k: v for k, v in vars(self).items() if k != 'params' or v}
 
-    @property
-    def label(self) -> str:
-        "What a legend calls it: `dense`, `gmp 0.9`, `lsq 4 bit`"
-        extra = [f'{self.sparsity:g}' if self.sparsity is not None else '', f'{self.bits} bit' if self.bits is not None else '',
-                 f'state {self.state}' if self.state is not None else '',
-                 self.observer if self.observer not in (None, 'mse') else '', self.distribution if self.distribution not in (None, 'global') else '',
-                 f'keep {self.keep}' if self.keep not in (None, 'none') else '', *(f'{k} {v}' for k, v in sorted(self.params.items()))]
-        return ' '.join([self.method, *([self.weights] if self.method == 'checkpoint' else filter(None, extra))])
+# %% ../../nbs/02_identity.ipynb #68a81854
+@patch(as_prop=True)
+def content(self:Setting) -> dict:
+    "What the ids of a setting and of its trials are made of; `params` came later, and counts where there are some"
+    return {k: v for k, v in vars(self).items() if k != 'params' or v}
 
-    @property
-    def id(self) -> str: return make_id(f'{self.backbone}-{re.sub(r"[^A-Za-z0-9_.]+", "-", self.label)}-n{self.network_seed}', self.content)
+@patch
+def _said(self:Setting): # yields
+    "Its parameters as a legend says them; what is usual goes without saying"
+    if self.sparsity is not None: yield f'{self.sparsity:g}'
+    if self.bits is not None: yield f'{self.bits} bit'
+    if self.state is not None: yield f'state {self.state}'
+    if self.observer not in (None, 'mse'): yield self.observer
+    if self.distribution not in (None, 'global'): yield self.distribution
+    if self.keep not in (None, 'none'): yield f'keep {self.keep}'
+    for name, value in sorted(self.params.items()): yield f'{name} {value}'
+
+@patch(as_prop=True)
+def label(self:Setting) -> str:
+    "What a legend calls it: `dense`, `gmp 0.9`, `lsq 4 bit`"
+    said = [self.weights] if self.method == 'checkpoint' else filter(None, self._said())
+    return ' '.join([self.method, *said])
+
+@patch(as_prop=True)
+def id(self:Setting) -> str:
+    "Backbone, label and number of the network, and a hash of the whole"
+    label = re.sub(r'[^A-Za-z0-9_.]+', '-', self.label)
+    return make_id(f'{self.backbone}-{label}-n{self.network_seed}', self.content)
 
 # %% ../../nbs/02_identity.ipynb #e41ad41b
 @dataclass(frozen=True)
@@ -75,4 +89,5 @@ class Trial:
 
     def id(self, setting:Setting) -> str:
         "The id of this trial on `setting`"
-        return make_id(f'{self.target}-{self.mode}-{self.shots}shot-s{self.seed}', {'setting': setting.content, **vars(self)})
+        prefix = f'{self.target}-{self.mode}-{self.shots}shot-s{self.seed}'
+        return make_id(prefix, {'setting': setting.content, **vars(self)})

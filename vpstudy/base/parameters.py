@@ -10,31 +10,45 @@ import re, typing
 from .core import BadInput
 
 # %% ../../nbs/07_parameters.ipynb #339a8da7
+# what IPython itself keeps up to date
+_ITS_OWN = re.compile(r'_+|_i+|_i?\d+|_[iod]h|__\w+__|In|Out')
+
 class Parameters:
     "Remembers a notebook's globals before its cell of parameters; calling it afterwards gives the parameters, checked"
     def __init__(self, ns:dict): # the notebook's `globals()`
         earlier = ns.get('In', [''])[-2:-1] # the cell that ran just before the one we are called from
-        if earlier and earlier[0].lstrip().startswith('# Parameters'):
-            lost = ', '.join(line for line in earlier[0].splitlines()[1:] if line.strip())
-            raise BadInput(f"given values ({lost}) would be overwritten: no cell is tagged 'parameters'; allowed is a notebook whose cell of defaults has that tag, so put it back")
+        if earlier and earlier[0].lstrip().startswith('# Parameters'): raise BadInput(_untagged(earlier[0]))
         self.ns, self.before = ns, dict(ns)
 
-    def __call__(self, more=lambda given: ()) -> dict: # more: parameters -> names allowed beside them, e.g. of the method that is given
+    def _new(self, hints:dict) -> list:
+        "Names that were made or changed since, and that no annotation explains"
+        def changed(k, v): return self.before.get(k, hints) is not v and v is not self
+        return [k for k, v in self.ns.items() if not _ITS_OWN.fullmatch(k) and k not in hints and changed(k, v)]
+
+    def __call__(self,
+        more=lambda given: (), # parameters -> names allowed beside them, e.g. of the method that is given
+    ) -> dict:
         "Name -> value of every parameter; `BadInput` for an unknown name or a wrong type"
         hints = typing.get_type_hints(type('_', (), {'__annotations__': dict(self.ns.get('__annotations__', {}))}))
-        own = re.compile(r'_+|_i+|_i?\d+|_[iod]h|__\w+__|In|Out') # what IPython itself keeps up to date
-        new = [k for k, v in self.ns.items() if not own.fullmatch(k) and k not in hints and self.before.get(k, hints) is not v and self.ns[k] is not self]
-        given = {k: _typed(k, self.ns[k], t) for k, t in hints.items()}
+        given, new = {k: _typed(k, self.ns[k], t) for k, t in hints.items()}, self._new(hints)
         also = [*more(given)] if new else []
         if lost := [k for k in new if k not in also]:
-            raise BadInput(f'parameter {lost[0]!r} (= {self.ns[lost[0]]!r}) is unknown; allowed are: {", ".join([*hints, *also])}')
+            known = ', '.join([*hints, *also])
+            raise BadInput(f'parameter {lost[0]!r} (= {self.ns[lost[0]]!r}) is unknown; allowed are: {known}')
         return {**given, **{k: self.ns[k] for k in new}}
 
 # %% ../../nbs/07_parameters.ipynb #8dd098e1
+def _untagged(cell:str) -> str:
+    "What to say where papermill's cell of values runs before the defaults"
+    lost = ', '.join(line for line in cell.splitlines()[1:] if line.strip())
+    return (f"given values ({lost}) would be overwritten: no cell is tagged 'parameters'; "
+            'allowed is a notebook whose cell of defaults has that tag, so put it back')
+
 def _typed(name, value, hint):
     "`value` if it is exactly of a type in `hint`; an int may be a float"
     types = typing.get_args(hint) or (hint,)
     if type(value) in types: return value
     if type(value) is int and float in types: return float(value)
-    said = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false', list: 'a list', type(None): 'nothing'}
-    raise BadInput(f'{name}={value!r} is not allowed; give {" or ".join(said.get(t, str(t)) for t in types)}')
+    words = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false', list: 'a list'}
+    words[type(None)] = 'nothing'
+    raise BadInput(f'{name}={value!r} is not allowed; give {" or ".join(words.get(t, str(t)) for t in types)}')

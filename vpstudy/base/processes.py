@@ -15,30 +15,37 @@ from .progress import place, worker
 from .machine import set_threads
 
 # %% ../../nbs/06_processes.ipynb #11784296
-def start_worker(parent, told):
+def start_worker(parent:int, status:tuple|None): # of `place`
     "One thread, no bars; and no worker outlives the run it belongs to, however that ended"
-    set_threads(1); worker(told)
+    set_threads(1)
+    worker(status)
     def watch():
         while os.getppid() == parent: time.sleep(.5)
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../../nbs/06_processes.ipynb #1314307f
+def _side_by_side(f, calls:dict, workers:int, lost:set): # calls: key -> arguments. yields (key, result)
+    "Results as they come; `lost` gets the keys of calls that were queued or running when a process was killed"
+    pool, futures = ProcessPoolExecutor(workers, get_context('spawn'), start_worker, (os.getpid(), place())), {}
+    try:
+        for k, args in calls.items():
+            try: futures[pool.submit(f, *args)] = k
+            except BrokenProcessPool: lost.add(k)
+        for done in as_completed(futures):
+            try: yield futures[done], done.result()
+            except BrokenProcessPool: lost.add(futures[done])
+    finally: pool.shutdown(wait=False, cancel_futures=True)
+
 def in_processes(f, calls:list, workers:int): # f: a module's function; calls: tuples of arguments
-    "Yields (call, result) as they end; of a call whose process was killed twice while it was alone, the result is a sentence"
+    "Yields (call, result) as they end; the result is a sentence where a process was killed twice while it was alone"
     left, killed = range(len(calls)), Counter() # indices of calls
     while left:
-        pool = ProcessPoolExecutor(workers, get_context('spawn'), start_worker, (os.getpid(), place()))
-        lost, futures = set(), {}
-        try:
-            for i in left:
-                try: futures[pool.submit(f, *calls[i])] = i
-                except BrokenProcessPool: lost.add(i)
-            for done in as_completed(futures):
-                try: yield calls[futures[done]], done.result()
-                except BrokenProcessPool: lost.add(futures[done])
-        finally: pool.shutdown(wait=False, cancel_futures=True)
+        lost = set()
+        for i, result in _side_by_side(f, {i: calls[i] for i in left}, workers, lost): yield calls[i], result
         left = sorted(lost)
         if left and workers == 1: # the first in the queue was running
             killed[left[0]] += 1
-            if killed[left[0]] > 1: yield calls[left.pop(0)], 'its process was killed, and killed again alone; was it out of memory?'
+            if killed[left[0]] > 1:
+                yield calls[left.pop(0)], 'its process was killed, and killed again alone; was it out of memory?'
         workers = 1

@@ -41,6 +41,7 @@ def checkpoint_setting(backbone:str, checkpoint:str|None=None, **params) -> Sett
     bits = min(c.translated.bits.values(), default=None)
     return Setting(own, name, c.content, 'checkpoint', bits=bits, checkpoint=c.content)
 
+# %% ../../nbs/24d_checkpoint.ipynb #828244b4
 def file_source(setting:Setting): # of `make_setting`
     "The model that its trials have to fit: its backbone's, or with another canvas where a file's network has one"
     model = copy.copy(sources[setting.backbone])
@@ -70,6 +71,7 @@ def trainable_net(setting:Setting): # -> nn.Module
     set_masks(net, {k: m.weight != 0 for k, m in prunable(net).items()})
     return net
 
+# %% ../../nbs/24d_checkpoint.ipynb #ebc70838
 def load_checkpoint(setting:Setting) -> Backbone:
     "The backbone of a checkpoint's setting"
     start, c = time.perf_counter(), own_copy(setting)

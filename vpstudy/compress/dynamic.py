@@ -34,6 +34,7 @@ def acdc_phase(t:float) -> bool:
     "Whether AC/DC is compressed at time `t` (0 to 1)"
     return [False, *(on for at, on in ACDC if at <= t + 1e-9)][-1]
 
+# %% ../../nbs/22a_dynamic.ipynb #3d1d9a74
 class AlternatingPruning(Callback):
     "Closes and opens the masks of a network by AC/DC's phases"
     remembers = 'on', 'trace'
@@ -153,6 +154,7 @@ class MaskAtRewind(Callback):
         zero_masked(self.model, self.learn.opt)
         self.done = True
 
+# %% ../../nbs/22a_dynamic.ipynb #fc43a529
 def ticket_masks(previous:nn.Module, state:int) -> dict: # name -> 0/1 mask
     "Masks of the largest weights of the ticket before; what was pruned stays pruned, also before a kept zero"
     had, weights = get_masks(previous), current_weights(previous)

@@ -25,6 +25,7 @@ def where_inside(v, u, lo:int, hi:int):
     "`v` where `u` is in lo..hi, else 0; one pass instead of three"
     return torch.ops.aten.hardtanh_backward(v, u, *just_outside(lo, hi, u.dtype))
 
+# %% ../../nbs/23_fake_quant.ipynb #a48656ec
 class FakeQuant(torch.autograd.Function):
     "`x` on the levels lo..hi, one `step` apart, and the gradients of both"
     @staticmethod
@@ -49,6 +50,7 @@ def fake_quant(x, step, lo:int, hi:int, offset=0.):
     if isinstance(offset, float) and offset == 0: return FakeQuant.apply(x, step, lo, hi)
     return FakeQuant.apply(x - offset, step, lo, hi) + offset
 
+# %% ../../nbs/23_fake_quant.ipynb #71aa0114
 class ActQuant(nn.Module):
     "Quantizes activations with one fixed step for the whole tensor"
     pointwise = True # every number by itself; what traces a network takes it as one operation

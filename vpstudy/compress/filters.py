@@ -28,6 +28,7 @@ def of_module(m:nn.Module) -> str|None:
     if isinstance(m, nn.BatchNorm2d): return 'norm'
     return 'same' if isinstance(m, SAME) else None
 
+# %% ../../nbs/22b_filters.ipynb #6991f024
 def effect(net:nn.Module, node:fx.Node) -> str:
     "What an operation does to channels: as a layer, or 'placeholder', 'output', 'same', 'add'; `BadInput` if not known"
     if node.op in ('placeholder', 'output'): return node.op
@@ -46,6 +47,7 @@ def graph_of(net:nn.Module) -> fx.Graph:
         raise BadInput(f'filters of this network cannot be cut: torch.fx cannot trace it ({type(e).__name__}: {e}); '
                        'choose another method') from None
 
+# %% ../../nbs/22b_filters.ipynb #f5bceeb4
 class Union:
     "Sets of channels by number; two can be made one"
     def __init__(self): self.parent = []
@@ -72,6 +74,7 @@ def channel_sets(net:nn.Module) -> tuple: # (sets, uses [(role, name of a module
             for b in before[1:]: sets.join(before[0], b)
     return sets, uses, fixed
 
+# %% ../../nbs/22b_filters.ipynb #89698455
 def channel_groups(net:nn.Module) -> list: # dicts: out, norm, inp, depth -> names of modules
     "Groups of modules whose channels have to be cut together; those of the input and of the output are left out"
     sets, uses, fixed = channel_sets(net)
@@ -127,6 +130,7 @@ def cut_group(net:nn.Module, group:dict, keep):
         m = net.get_submodule(n)
         m.weight = take(m.weight, keep, 1)
 
+# %% ../../nbs/22b_filters.ipynb #d55d9b02
 def cut_filters(net:nn.Module, share:float) -> nn.Module: # share of the filters of each group that goes, 0 to 1
     "Remove the filters of smallest norm, in place"
     # all are chosen before the first cut, which changes the norms of the next layer
@@ -146,6 +150,7 @@ def cut_form(net, tensors, **params):
             setattr(m, k, nn.Parameter(new) if isinstance(t, nn.Parameter) else new)
     fit_numbers(net)
 
+# %% ../../nbs/22b_filters.ipynb #1153687a
 def filter_pruning(net, trainer, sparsity):
     "Filters of smallest norm removed, then training"
     trainer.fit(cut_filters(net, sparsity))

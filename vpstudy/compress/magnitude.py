@@ -112,6 +112,7 @@ def kept_layers(names, keep:str) -> set:
     names = [*names]
     return {*dict(none=[], first=names[:1], ends=[names[0], names[-1]])[keep]}
 
+# %% ../../nbs/22_magnitude.ipynb #0b9a42b2
 def dropped(shapes:dict, sparsity:float, distribution:str, keep:str='none') -> dict|int: # name -> shape
     """How many weights each layer loses; where they are `RANKED` how many all lose together.
     Shares count all layers, those kept dense too"""
@@ -134,6 +135,7 @@ def ranked_masks(weights:dict, k:int, score) -> dict: # name -> 0/1 mask
     parts = flat.split([w.numel() for w in weights.values()])
     return {n: part.view_as(w) for (n, w), part in zip(weights.items(), parts)}
 
+# %% ../../nbs/22_magnitude.ipynb #a6fd5aaf
 def magnitude_masks(
     weights:dict, # name -> tensor
     sparsity:float, # share of all weights that becomes zero
@@ -183,6 +185,7 @@ def cubic(t:float, final:float, end:float) -> float:
     "Sparsity at time `t` (0 to 1 over the training), rising to `final` at `end` (Zhu & Gupta 2017, eq. 1)"
     return final * (1 - (1 - min(t / end, 1))**3)
 
+# %% ../../nbs/22_magnitude.ipynb #61724fed
 class GradualPruning(Callback):
     "Raises the sparsity of a masked network along `cubic`"
     remembers = 'trace',

@@ -130,17 +130,17 @@ def predecessors(setting:Setting) -> list:
 
 def _kind_of_file(fields:dict) -> str:
     "Kind of a checkpoint: its weights are called by its dialect, e.g. 'open_lth 51.2% 1a2b'"
-    if fields.get('bits') is not None: return 'quantized'
     from vpstudy.compress.checkpoints.dialect import dialects
-    dialect = dialects.get((fields.get('weights') or '').split(' ')[0]) # none where its file is not here
+    if fields.get('bits') is not None: return 'quantized'
+    dialect = dialects.get((fields.get('weights') or '').split(' ')[0]) # None: the file was not read yet
     return dialect.kind if dialect else 'pruned'
 
 def is_file(method:str) -> bool:
     "Whether a method takes somebody's network from a file, which says what it is; False for one that is not known here"
     return methods.get(method, Method()).by_file
 
-def kind_of(setting:Setting|dict) -> str: # dict: of a record; fields that are not known may be left out
+def kind_of(setting:Setting|dict) -> str: # dict: of a record; what is not known may be left out
     "'dense', 'quantized', 'ticket' or 'pruned'"
     fields = setting if isinstance(setting, dict) else vars(setting)
-    entry = methods.get(fields['method'], Method())
-    return _kind_of_file(fields) if entry.by_file else entry.kind
+    if is_file(fields['method']): return _kind_of_file(fields)
+    return methods.get(fields['method'], Method()).kind

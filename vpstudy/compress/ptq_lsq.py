@@ -24,6 +24,7 @@ def lsq_quant(x, step, n:int, bits:int, signed:bool): # n: numbers of x that sha
     lo, hi = levels(bits, signed)
     return fake_quant(x, scale_gradient(step, (n * hi)**-.5), lo, hi)
 
+# %% ../../nbs/23a_ptq_lsq.ipynb #d2616c52
 class WeightQuant(nn.Module):
     "Puts a weight on signed levels, one step a channel; the step may learn (LSQ)"
     def __init__(self, weight, bits:int):
@@ -47,6 +48,7 @@ def sample(x, n:int=20_000):
     if len(x) <= n: return x
     return x[torch.randint(len(x), (n,), generator=torch.Generator().manual_seed(0)).to(x.device)]
 
+# %% ../../nbs/23a_ptq_lsq.ipynb #5775c8c2
 class InputQuant(nn.Module):
     "Puts what passes on levels, one step for all of it; the step may learn (LSQ)"
     pointwise = True # as `ActQuant`
@@ -85,6 +87,7 @@ def quantize_layer(m:nn.Module, weight:nn.Module|None, inputs:nn.Module|None):
     if weight is not None: parametrize.register_parametrization(m, 'weight', weight)
     if inputs is not None: m.quant = inputs; m.register_forward_pre_hook(quantize_input)
 
+# %% ../../nbs/23a_ptq_lsq.ipynb #cbf33aa7
 def add_quantizers(net:nn.Module, bits:int) -> nn.Module:
     "Quantize weight and input of every convolution and linear layer, in place; the first and the last have 8 bits"
     layers = prunable(net)
@@ -107,6 +110,7 @@ def percentile_step(x, bits:int, signed:bool, share:float=.999): # x: [channels,
     k = max(1, round(share * x.shape[1]))
     return x.abs().kthvalue(k, 1).values.clamp(min=1e-8) / levels(bits, signed)[1]
 
+# %% ../../nbs/23a_ptq_lsq.ipynb #033eae71
 def best_step(x, bits:int, signed:bool, grid:int=80): # x: [channels, n] -> [channels]
     "The step of least squared error for each row of `x`"
     lo, hi = levels(bits, signed)
@@ -144,6 +148,7 @@ def calibrate(net:nn.Module, batches, observer:str='mse', n:int=256): # n: image
         q.start(torch.cat(q.seen), observer)
         q.seen = None
 
+# %% ../../nbs/23a_ptq_lsq.ipynb #7367c633
 def ptq(net, trainer, bits, observer):
     "Post-training quantization: steps from a few hundred images, nothing trained"
     calibrate(add_quantizers(net, bits), trainer.batches(1000), observer)

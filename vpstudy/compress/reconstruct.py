@@ -24,6 +24,7 @@ def patches(m:nn.Module, x) -> torch.Tensor: # [groups, n, d], of which each out
     u = F.unfold(x, m.kernel_size, m.dilation, padding, m.stride) # [B, C * k * k, positions]
     return u.view(len(u), m.groups, -1, u.shape[-1]).permute(1, 0, 3, 2).flatten(1, 2)
 
+# %% ../../nbs/22c_reconstruct.ipynb #8f7aef91
 def kept_solution(H, C, w, mask, damp:float=1e-2): # H [d, d] = X'X, C [d, o] = X'Y; w, mask [o, d]
     """The weights on the kept places of least squared error; a little pull towards the old ones keeps a system
     without enough data solvable"""
@@ -89,6 +90,7 @@ class KeepNorms(Callback):
         if not self.training: return
         for m in norms(self.model).values(): m.eval()
 
+# %% ../../nbs/22c_reconstruct.ipynb #eced2c0d
 def reconstructed(net, trainer, sparsity, distribution, keep, images:int=256):
     """One-shot magnitude pruning, every layer reconstructed by least squares, BatchNorm re-estimated,
     then training under the masks, at a third of the recipe's rate"""

@@ -37,6 +37,7 @@ def upstream_row(setting:Setting) -> dict:
     measured = {k: known[k] for k in ('accuracy', 'n', 'density', 'size_bytes')}
     return dict(described(setting), setting=setting.label, id=setting.id, **measured, seconds=seconds)
 
+# %% ../../nbs/26_upstream.ipynb #47ad18f1
 def queue(settings:list) -> list:
     "What processes are asked for, in this order: dense networks, the last round of each ticket, all others"
     # a file is read here: others do not know where it is

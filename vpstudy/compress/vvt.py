@@ -48,6 +48,7 @@ class SplitMlp(nn.Module):
         self.quant1, self.quant2 = nn.Identity(), nn.Identity()
     def forward(self, x): return self.fc2(self.quant2(F.gelu(self.fc1(self.quant1(x)))))
 
+# %% ../../nbs/23b_vvt.ipynb #eb186040
 class SplitBlock(nn.Module):
     "A transformer's block, pre-norm"
     def __init__(self, width:int, heads:int, hidden:int, eps:float=1e-6):
@@ -76,6 +77,7 @@ def is_plain(block:nn.Module) -> bool:
     if not isinstance(getattr(block.mlp, 'act', None), nn.GELU): return False
     return is_off(block, 'ls1', 'ls2', 'drop_path1', 'drop_path2') and is_off(block.attn, 'q_norm')
 
+# %% ../../nbs/23b_vvt.ipynb #cfcc6b67
 def check_blocks(net:nn.Module, **params):
     "`BadInput` unless `net` is a vision transformer of timm's plain blocks"
     blocks = [*getattr(net, 'blocks', [])]
@@ -117,6 +119,7 @@ class MultiStep(nn.Module):
         offset = 0. if self.offset is None else self.offset[self.bits - WIDTHS[0]]
         return fake_quant(x, scale_gradient(self.step(), scale), *levels(self.bits, self.signed), offset)
 
+# %% ../../nbs/23b_vvt.ipynb #3ccf5d96
 class WeightSteps(MultiStep):
     "The quantizer of a weight, one step for all of it"
     def start(self, w, observer):
@@ -127,6 +130,7 @@ class WeightSteps(MultiStep):
         _, hi = levels(self.bits, self.signed)
         return self.quantize(w, (w.detach().abs().sum() * hi)**-.5)
 
+# %% ../../nbs/23b_vvt.ipynb #e07a2c25
 class ActSteps(MultiStep):
     "The quantizer of activations"
     pointwise = True # as `ActQuant`
@@ -168,6 +172,7 @@ def settling_loss(w, step, lo:int, hi:int):
     mean = zeros.index_add(0, bins, flat) / n.clamp(min=1)
     return near + (zeros.index_add(0, bins, (flat - mean[bins]).square()) / n.clamp(min=1)).sum()
 
+# %% ../../nbs/23b_vvt.ipynb #de87bffd
 class Settle(Callback):
     "Adds the `settling_loss` of all quantized weights to the loss"
     def __init__(self, top=.01, begin=.25): self.top, self.begin = top, begin

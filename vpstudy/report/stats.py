@@ -12,7 +12,15 @@ from scipy import stats
 from ..base.core import BadInput
 
 # %% ../../nbs/51_stats.ipynb #fa0de1d5
-PAIRED_BY = ['backbone', 'network_seed', 'target', 'mode', 'shots', 'seed', 'variant'] # variant: everything else of a trial
+PAIRED_BY = ['backbone', 'network_seed', 'target', 'mode', 'shots', 'seed',
+             'variant'] # everything else of a trial
+
+def _one_twin(pairs):
+    "Of several dense twins of a trial one: of its own weights, else of the first; of these in its own precision"
+    pairs = pairs.assign(other_weights=pairs.weights != pairs.weights_dense,
+                         other_precision=pairs.precision != pairs.precision_dense)
+    pairs = pairs.sort_values(['other_weights', 'weights_dense', 'other_precision'], kind='stable')
+    return pairs.drop_duplicates('id').sort_index()
 
 def paired(
     table:pd.DataFrame, # of `records.as_table`
@@ -20,33 +28,48 @@ def paired(
 ) -> pd.DataFrame: # one row a compressed trial that has its dense twin: PAIRED_BY, setting, the ids of both, difference
     """Difference of every compressed trial to one dense trial with the same everything else:
     of the weights it came from and in the same precision if there are several, else of the first variant of weights"""
-    dense = table.loc[table.method == 'dense', [*PAIRED_BY, 'id', 'weights', 'precision', metric]].rename(columns={metric: 'dense'})
-    out = table[table.method != 'dense'].merge(dense, on=PAIRED_BY, suffixes=('', '_dense'))
-    out = out.assign(other_weights=out.weights != out.weights_dense, other_precision=out.precision != out.precision_dense)
-    out = out.sort_values(['other_weights', 'weights_dense', 'other_precision'], kind='stable').drop_duplicates('id').sort_index()
+    dense = table.loc[table.method == 'dense', [*PAIRED_BY, 'id', 'weights', 'precision', metric]]
+    dense = dense.rename(columns={metric: 'dense'})
+    out = _one_twin(table[table.method != 'dense'].merge(dense, on=PAIRED_BY, suffixes=('', '_dense')))
     return out[[*PAIRED_BY, 'setting', 'id', 'id_dense']].assign(difference=out[metric] - out['dense'])
 
 # %% ../../nbs/51_stats.ipynb #eee9278a
+def _filled(d) -> np.ndarray: # [networks, seeds]
+    "Differences without the networks and seeds that have no trial at all"
+    d = np.asarray(d, float)
+    if d.ndim != 2: raise BadInput(f'differences of shape {d.shape} are not allowed; give [networks, seeds]')
+    there = ~np.isnan(d)
+    return d[there.any(1)][:, there.any(0)]
+
+def _parts(d) -> list: # of (variance, degrees of freedom), by network and by seed; one level is taken as given
+    "What each kind of chance adds to the variance of the mean"
+    def part(means, n): # by level, of n trials each; weighted by 1 / levels if all have as many
+        return means.var(ddof=1) * (n**2).sum() / n.sum()**2, len(means) - 1
+    sides = [(np.nanmean(d, axis), (~np.isnan(d)).sum(axis)) for axis in (1, 0)]
+    return [part(means, n) for means, n in sides if len(means) > 1]
+
+def _in_all(parts) -> tuple: # (variance, degrees of freedom)
+    "A sum of variances, and the degrees of freedom it has (Satterthwaite 1946)"
+    v = sum(p for p, _ in parts)
+    return v, v**2 / sum(p**2 / k for p, k in parts) if v else min(k for _, k in parts)
+
+# %% ../../nbs/51_stats.ipynb #9c5e072b
 def crossed_interval(
     d, # differences [networks, seeds]; nan where a trial is missing
     images=None, # the mean difference on resamples of the test images, [draws]; None: images are taken as given
     level:float=.95,
 ) -> dict: # mean, se, df, low, high; unbounded where there is one value of each kind
-    """Mean and interval over networks, seeds and test images: the variance of the crossed bootstrap (Owen 2007) corrected for few levels,
-    Student's quantile. A kind with one level - a single network - is taken as given"""
-    d = np.asarray(d, float)
-    if d.ndim != 2: raise BadInput(f'differences of shape {d.shape} are not allowed; give [networks, seeds]')
-    there = ~np.isnan(d)
-    d = d[there.any(1)][:, there.any(0)]
-    if not d.size: return dict(mean=np.nan, se=np.nan, df=0., low=-np.inf, high=np.inf)
-    sides = [(np.nanmean(d, a), (~np.isnan(d)).sum(a)) for a in (1, 0)] # means by network and by seed, of how many trials
-    parts = [(m.var(ddof=1) * (n**2).sum() / n.sum()**2, len(m) - 1) for m, n in sides if len(m) > 1] # 1 / levels if all have as many
-    mean = np.nanmean(d)
-    if not parts: return dict(mean=mean, se=np.inf, df=0., low=-np.inf, high=np.inf)
+    """Mean and interval over networks, seeds and test images: the variance of the crossed bootstrap (Owen 2007)
+    corrected for few levels, Student's quantile. A kind with one level - a single network - is taken as given"""
+    d, mean = _filled(d), np.nan
+    unbounded = dict(df=0., low=-np.inf, high=np.inf)
+    if not d.size: return dict(mean=mean, se=np.nan, **unbounded)
+    parts, mean = _parts(d), np.nanmean(d)
+    if not parts: return dict(mean=mean, se=np.inf, **unbounded)
     if images is not None: parts.append((np.var(images, ddof=1), len(images) - 1))
-    v, cells = sum(p for p, _ in parts), d[~np.isnan(d)]
-    df = v**2 / sum(p**2 / k for p, k in parts) if v else min(k for _, k in parts)
-    v = max(v, cells.var(ddof=1) / len(cells)) # means by network and by seed may happen to agree where their pairs do not
+    v, df = _in_all(parts)
+    cells = d[~np.isnan(d)]
+    v = max(v, cells.var(ddof=1) / len(cells)) # means by network and by seed may agree where their pairs do not
     half = stats.t.ppf((1 + level) / 2, df) * v**.5
     return dict(mean=mean, se=v**.5, df=df, low=mean - half, high=mean + half)
 
@@ -59,8 +82,13 @@ def image_draws(n:int, draws:int=200, seed:int=0) -> np.ndarray: # [draws, n], e
     "How often each of `n` test images is drawn, in every resample"
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
 
-def on_draws(metric:str, correct, confidence, weights, bins:int=15) -> np.ndarray|None: # correct, confidence: [n]; weights: [draws, n]
-    "A trial's metric on every resample of its images; None for a metric that is more than correctness and confidence of each"
+def on_draws(
+    metric:str,
+    correct, confidence, # of each image, [n]
+    weights, # of `image_draws`, [draws, n]
+    bins:int=15,
+) -> np.ndarray|None: # [draws]
+    "A trial's metric on every resample of its images; None where correctness and confidence of each do not tell it"
     correct, n = np.asarray(correct, float), len(correct)
     if metric == 'accuracy': return weights @ correct / n
     if metric != 'ece': return None
@@ -68,39 +96,60 @@ def on_draws(metric:str, correct, confidence, weights, bins:int=15) -> np.ndarra
     gap[np.arange(n), np.searchsorted(np.arange(1, bins) / bins, confidence)] = correct - confidence # bins (lo, hi]
     return np.abs(weights @ gap).sum(1) / n
 
+# %% ../../nbs/51_stats.ipynb #1fe62b61
 class Resampled:
     "Metrics of trials on the same resamples of their test images"
-    def __init__(self, images:dict): self.images, self.weights, self.kept = images, {}, {} # images: id -> (correct [n], confidence [n])
-    def __call__(self, metric:str, id:str) -> np.ndarray|None: # [draws]; None where the images are not there, or the metric has none
-        if id not in self.images: return None
+    def __init__(self, answers:dict): # id -> (correct [n], confidence [n])
+        self.answers, self.weights, self.kept = answers, {}, {}
+
+    def __call__(self, metric:str, id:str) -> np.ndarray|None: # [draws]
+        "One trial's metric on every resample; None where its answers are not there, or do not tell the metric"
+        if id not in self.answers: return None
         if (metric, id) not in self.kept:
-            n = len(self.images[id][0])
-            if n not in self.weights: self.weights[n] = image_draws(n)
-            self.kept[metric, id] = on_draws(metric, *self.images[id], self.weights[n])
+            correct, confidence = self.answers[id]
+            self.kept[metric, id] = on_draws(metric, correct, confidence, self._draws(len(correct)))
         return self.kept[metric, id]
+
+    def _draws(self, n:int) -> np.ndarray: # [draws, n]
+        "The resamples of `n` images, the same for all trials"
+        if n not in self.weights: self.weights[n] = image_draws(n)
+        return self.weights[n]
+
     def sum(self, metric:str, weighted:list) -> np.ndarray|None: # weighted: of (weight, id); [draws]
-        "A weighted sum of trials; None where one of them has no images"
+        "A weighted sum of trials; None where one of them has no answers"
         drawn = [(w, self(metric, i)) for w, i in weighted]
         return sum(w * v for w, v in drawn) if drawn and all(v is not None for _, v in drawn) else None
 
 # %% ../../nbs/51_stats.ipynb #a4c36fed
 def holm(p) -> np.ndarray: # adjusted p-values, same order
-    "Holm's step-down: the chance of any false rejection stays below the level, however the tests depend on each other (Holm 1979)"
+    "Holm's step-down: the chance of any false rejection stays below the level, however tests depend (Holm 1979)"
     p = np.asarray(p, float)
     order = p.argsort(kind='stable')
     out = np.empty_like(p)
     out[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return out
 
-def _beyond(c, edge:float, side:str): # c: mean, se, df of one difference or of many; side: 'cdf' below the edge, 'sf' above it
+def _beyond(
+    c, # mean, se, df of one difference or of many
+    edge:float,
+    side:str, # 'cdf': below the edge, 'sf': above it
+):
     "One-sided p-value of a mean on that side of `edge`; 1 where there is no standard error to test it by"
     mean, se, df = (np.asarray(c[k], float) for k in ('mean', 'se', 'df'))
     known = np.isfinite(se) & (se > 1e-9) & (df > 0) # equal differences have none, but for rounding
-    return np.where(known, getattr(stats.t, side)((mean - edge) / np.where(known, se, 1), np.where(known, df, 1)), 1.)
+    p = getattr(stats.t, side)((mean - edge) / np.where(known, se, 1), np.where(known, df, 1))
+    return np.where(known, p, 1.)
 
 def no_difference(c:dict) -> float: # c: of `crossed_interval`
     "Two-sided p-value of a difference of zero"
     return min(1., 2 * float(min(_beyond(c, 0, 'cdf'), _beyond(c, 0, 'sf'))))
+
+# %% ../../nbs/51_stats.ipynb #bce5e396
+def _verdicts(rows, margin) -> dict: # worse, better, close -> p-values, not adjusted
+    "How well each row's difference goes with not being so"
+    worse, better = 2 * _beyond(rows, -margin, 'cdf'), 2 * _beyond(rows, margin, 'sf') # 95 % leaves 2.5 % on each side
+    close = np.maximum(_beyond(rows, -margin, 'sf'), _beyond(rows, margin, 'cdf'))
+    return {k: np.minimum(p, 1) for k, p in dict(worse=worse, better=better, close=close).items()}
 
 def judge(
     rows:pd.DataFrame, # one claim's: mean, se, df; a difference above 0 is better
@@ -109,10 +158,8 @@ def judge(
 ) -> pd.DataFrame: # rows with p_worse, p_better, p_close (Holm-adjusted), alone_worse, ... (not adjusted) and verdict
     "Says of every row of a claim whether it is worse, better, close or undecided"
     if not margin > 0: raise BadInput(f'margin={margin!r} is not allowed; give what difference would matter, above 0')
-    # an interval of 95 % leaves 2.5 % on each side
-    p = dict(worse=2 * _beyond(rows, -margin, 'cdf'), better=2 * _beyond(rows, margin, 'sf'),
-             close=np.maximum(_beyond(rows, -margin, 'sf'), _beyond(rows, margin, 'cdf')))
-    p = {k: np.minimum(v, 1) for k, v in p.items()}
+    p = _verdicts(rows, margin)
     adjusted = {k: holm(v) for k, v in p.items()}
     verdict = np.select([v < level for v in adjusted.values()], [*p], 'undecided')
-    return rows.assign(**{f'alone_{k}': v for k, v in p.items()}, **{f'p_{k}': v for k, v in adjusted.items()}, verdict=verdict)
+    alone = {f'alone_{k}': v for k, v in p.items()}
+    return rows.assign(**alone, **{f'p_{k}': v for k, v in adjusted.items()}, verdict=verdict)

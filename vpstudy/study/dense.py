@@ -28,7 +28,7 @@ class DenseNetwork:
 
 # %% ../../nbs/41b_dense.ipynb #1c0f0d9d
 def parent_of(record:dict) -> str|None:
-    "sha256 of the weights of the dense network that a record's network came from; None where the record does not say it"
+    "sha256 of the weights of the dense network that a record's network came from; None where it does not say"
     up = record['upstream']
     return up.get('parent_sha256') or (up.get('weights_sha256') if record['setting']['method'] == 'dense' else None)
 
@@ -48,9 +48,10 @@ def same_parents(
     archived:dict, # id -> record
     here:dict, # DenseNetwork -> `parent_of`; what is not in it is not known here
 ) -> tuple: # (archived, reasons)
-    "Archived records without those of another training of a network that is here: pairs with it would compare two networks"
-    other = {i for i, r in archived.items() if (sha := here.get(DenseNetwork.of(r['setting']))) and parent_of(r) not in (None, sha)}
+    "Archived records without those of another training of a network that is here: pairs would compare two networks"
+    def differs(r): return (sha := here.get(DenseNetwork.of(r['setting']))) and parent_of(r) not in (None, sha)
+    other = {i for i, r in archived.items() if differs(r)}
     n_of = Counter(DenseNetwork.of(archived[i]['setting']) for i in other)
-    reasons = [f'{n} packed trials of {net.backbone}, network {net.network_seed}: from another training of it than the one here; '
-               'they do not count' for net, n in n_of.items()]
+    reasons = [f'{n} packed trials of {net.backbone}, network {net.network_seed}: from another training of it '
+               'than the one here; they do not count' for net, n in n_of.items()]
     return {i: r for i, r in archived.items() if i not in other}, reasons

@@ -13,7 +13,9 @@ import pandas as pd
 def setting_order(settings) -> list:
     "Settings in reading order: dense first, then by name"
     return sorted(set(settings), key=lambda s: (s.split()[0] != 'dense', s))
-MODES = 'zero rlm flm ilm ilm_hungarian ilm_hungarian_logp ilm_tp blm blmp fullymap lp lp_canvas vp_lp ft'.split() # reading order
+
+# in reading order
+MODES = 'zero rlm flm ilm ilm_hungarian ilm_hungarian_logp ilm_tp blm blmp fullymap lp lp_canvas vp_lp ft'.split()
 
 def mode_order(modes) -> list:
     "Each mode once, in the order of reading; unknown ones last, by name"
@@ -43,7 +45,11 @@ def kinds(table:pd.DataFrame) -> pd.Series: # table: of `as_table`, or of planne
     return table['kind']
 
 # %% ../../nbs/41a_frames.ipynb #8c5dfebe
-def missing_trials(table:pd.DataFrame, expected:list) -> pd.DataFrame: # `expected`: dicts with an id and what to show of a trial
+def missing_trials(
+    table:pd.DataFrame,
+    expected:list, # of dicts: an id and what to show of a trial
+) -> pd.DataFrame:
     "The expected trials that have no record, by id"
     have = set(table.id) if len(table) else set()
-    return pd.DataFrame([e for e in expected if e['id'] not in have], columns=[*expected[0]] if expected else None).drop(columns='id', errors='ignore')
+    gone, columns = [e for e in expected if e['id'] not in have], [*expected[0]] if expected else None
+    return pd.DataFrame(gone, columns=columns).drop(columns='id', errors='ignore')

@@ -104,7 +104,7 @@ def dirs_of(key:str) -> list:
     return [*(pack_dirs() if key in ('targets', 'images') else []), *weight_dirs()]
 
 def located(key:str, value, folder:Path): # key: of PATHS; value: one or many; folder: of the study file
-    "Paths made absolute: of a file in `folder`, else in a directory of VPSTUDY_PACKS or VPSTUDY_WEIGHTS; names stay as they are"
+    "Paths made absolute: in `folder`, else in a directory of VPSTUDY_PACKS or VPSTUDY_WEIGHTS; names stay as they are"
     if isinstance(value, str) and ',' in value and key == 'targets': value = as_list(value)
     if isinstance(value, list): return [located(key, v, folder) for v in value]
     if not isinstance(value, str) or not value or not _is_path(key, value): return value
@@ -112,12 +112,15 @@ def located(key:str, value, folder:Path): # key: of PATHS; value: one or many; f
     here = next((p for p in places if p.exists()), None)
     if not here and key == 'weights' and not {'/', '.'} & {*value}: return value # a name that nobody knows
     p = here or places[0]
-    return os.path.abspath(p) if key in ('targets', 'images') else str(p.resolve()) # a pack is known by its suffix, whatever it links to
+    if key in ('targets', 'images'): return os.path.abspath(p) # a pack is known by its suffix, whatever it links to
+    return str(p.resolve())
 
 def not_here(key:str, path:str) -> str: # path: of `located`
     "The sentence for a file that is missing"
-    what, named = 'target' if key == 'targets' else key, 'VPSTUDY_PACKS' if key in ('targets', 'images') else 'VPSTUDY_WEIGHTS'
-    return (f'{what} {Path(path).name!r} is not here: there is no {path}, and none in {", ".join(map(str, dirs_of(key)))}; '
+    what = 'target' if key == 'targets' else key
+    named = 'VPSTUDY_PACKS' if key in ('targets', 'images') else 'VPSTUDY_WEIGHTS'
+    return (f'{what} {Path(path).name!r} is not here: there is no {path}, '
+            f'and none in {", ".join(map(str, dirs_of(key)))}; '
             f'put it there, into a directory that {named} names, or write where it is')
 
 # %% ../../nbs/45_plan.ipynb #a9ddbf55
@@ -166,8 +169,9 @@ class Facts:
     size: int # edge on the canvas, pixels
 
 # as torchvision serves them; EuroSAT and Caltech101 under our split
-FACTS = dict(cifar10=Facts(10, 50_000, 5000, 10_000, 32), svhn=Facts(10, 73_257, 13_861, 26_032, 32), gtsrb=Facts(43, 26_640, 1500, 12_630, 32),
-             dtd=Facts(47, 1880, 40, 1880, 128), flowers102=Facts(102, 1020, 10, 6149, 128), oxfordpets=Facts(37, 3680, 100, 3669, 128),
+FACTS = dict(cifar10=Facts(10, 50_000, 5000, 10_000, 32), svhn=Facts(10, 73_257, 13_861, 26_032, 32),
+             gtsrb=Facts(43, 26_640, 1500, 12_630, 32), dtd=Facts(47, 1880, 40, 1880, 128),
+             flowers102=Facts(102, 1020, 10, 6149, 128), oxfordpets=Facts(37, 3680, 100, 3669, 128),
              eurosat=Facts(10, 24_300, 2700, 2700, 128), caltech101=Facts(101, 6942, 640, 1735, 128))
 
 def facts(name:str) -> Facts:
@@ -180,7 +184,8 @@ def facts(name:str) -> Facts:
 
 def elsewhere(name:str) -> bool:
     "Whether a target is known by its name or path only: a pack that is not on this machine"
-    return not Path(name).is_file() if name.endswith('.parquet') else name not in packs_here() and name not in target_registry
+    if name.endswith('.parquet'): return not Path(name).is_file()
+    return name not in packs_here() and name not in target_registry
 
 # %% ../../nbs/45_plan.ipynb #db4b5f47
 def _cannot(mode, model, f:Facts, params:dict) -> bool:
@@ -190,7 +195,7 @@ def _cannot(mode, model, f:Facts, params:dict) -> bool:
     return mode.one_to_one and f.classes > model.n_classes or mode.reads_text and not model.texts
 
 def impossible(params:dict) -> list: # entries for `exclude`
-    "What of a setting's grid cannot be done: budgets beyond a target, and modes that need more classes, a larger canvas or another kind of model"
+    "What of a setting's grid cannot be done: budgets beyond a target, and modes that do not take model and target"
     model, out = sources[params.get('backbone', 'glyphs_resnet')], []
     for name in map(str, as_list(params['targets'])):
         if elsewhere(name): continue
@@ -207,8 +212,9 @@ def why_impossible(params:dict) -> str:
     for e in impossible(params):
         f, name = facts(e['targets']), Path(e['targets']).name
         if 'shots' in e: said.append(f'{name} has no {", ".join(map(str, e["shots"]))} images of a class')
-        else: said.append(f'modes {", ".join(e["modes"])} do not take {name} ({f.classes} classes, shown with {params.get("size") or f.size} pixels) '
-                          f'on {model.name} (a canvas of {model.canvas} pixels); give a smaller size, or other modes')
+        else: said.append(f'modes {", ".join(e["modes"])} do not take {name} '
+                          f'({f.classes} classes, shown with {params.get("size") or f.size} pixels) on {model.name} '
+                          f'(a canvas of {model.canvas} pixels); give a smaller size, or other modes')
     return '; '.join(said)
 
 # %% ../../nbs/45_plan.ipynb #d8b43f16
@@ -219,7 +225,8 @@ def _absent_weights(model, weights, fetch):
     if not published:
         gone = variants and Path(weights).is_absolute() and not Path(weights).exists()
         return not_here('weights', weights) if gone else None
-    if fetch or published.package or any((d/published.file).is_file() for d in dirs_of('weights')) or _in_hub_cache(published): return
+    if fetch or published.package or any((d/published.file).is_file() for d in dirs_of('weights')): return
+    if _in_hub_cache(published): return
     return f'weights {published.file} of {model.name} are not here; a run downloads them'
 
 def _in_hub_cache(published):
@@ -232,10 +239,15 @@ def _absent_file(checkpoint):
 
 def _absent_images(images, known):
     if images and images.endswith('.parquet') and not Path(images).is_file(): return not_here('images', images)
-    if images in {*known} - {*packs_here()}: return f'images {images!r} are not here; put their pack where VPSTUDY_PACKS points'
+    if images in {*known} - {*packs_here()}:
+        return f'images {images!r} are not here; put their pack where VPSTUDY_PACKS points'
 
-def absent(params:dict, known=(), fetch:bool=False) -> str|None: # known: names of packs that may be elsewhere; fetch: what a run downloads is as good as here
-    "What of its own a setting's ids cannot be known without and is not on this machine, as a sentence; None if all is here"
+def absent(
+    params:dict, # of a setting
+    known=(), # names of packs that may be elsewhere
+    fetch:bool=False, # what a run downloads is as good as here
+) -> str|None:
+    "What of its own a setting's ids need and is not on this machine, as a sentence; None if all is here"
     model = sources[params.get('backbone', 'glyphs_resnet')]
     if model.extra and (why := lacking(*model.extra)): return f'{model.name} {why}'
     if is_file(params.get('method', 'gmp')): why = _absent_file(params.get('checkpoint'))
@@ -257,24 +269,26 @@ def absent_target(name:str, known=(), fetch:bool=False) -> str|None: # fetch: do
     except BadInput as e: return str(e)
 
 # %% ../../nbs/45_plan.ipynb #b4ae93c0
-NAMES = dict(backbone='a name', method='a name', weights='a name or the path of a file', images='the name or path of a pack',
-             checkpoint='the name of a file')
+NAMES = dict(backbone='a name', method='a name', weights='a name or the path of a file',
+             images='the name or path of a pack', checkpoint='the name of a file')
 
 def _check_types(params):
     for k, what in NAMES.items():
-        if (v := params.get(k)) is not None and (type(v) is not str or not v): raise BadInput(f'{k}={v!r} is not allowed; give {what}')
+        if (v := params.get(k)) is not None and (type(v) is not str or not v):
+            raise BadInput(f'{k}={v!r} is not allowed; give {what}')
     if (v := params.get('size')) is not None and (type(v) is not int or v < 1):
         raise BadInput(f'size={v!r} is not allowed; give pixels, e.g. 16')
     if type(v := params.get('lr')) is bool: raise BadInput(f'lr={v!r} is not allowed; give a number above 0, e.g. 0.01')
     if 'records' in params:
-        raise BadInput(f"records={params['records']!r} is not allowed in a study file, whose settings share one directory; "
-                       'give it to the command: --records DIR')
+        raise BadInput(f"records={params['records']!r} is not allowed in a study file, "
+                       'whose settings share one directory; give it to the command: --records DIR')
 
 def _check_owned(method, entry, params): # entry: of `methods`
     "`BadInput` for a parameter that the method has not got, or a value that it does not take"
     for k in method_params():
         if (v := params.get(k)) is None: continue
-        if k not in entry.params: raise BadInput(f'{k}={v!r} is not allowed: method {method!r} has not got it; leave it out')
+        if k not in entry.params:
+            raise BadInput(f'{k}={v!r} is not allowed: method {method!r} has not got it; leave it out')
         if not is_file(method): entry.params[k][1](v)
 
 def _check_trials(params, options):
@@ -309,7 +323,7 @@ class Planned:
     setting: Setting|None = None
     trials: list = field(default_factory=list) # (Target, Trial) pairs
     unresolved: str|None = None # why ids cannot be made here yet
-    named: list|None = None # of an unresolved setting: ids by point, as `study.by_name` knows them from records; None where it does not
+    named: list|None = None # of an unresolved setting: ids by point, as `study.by_name` knows them, and None
     rest: bool = False # of a setting in two parts: the second
 
     @property
@@ -340,8 +354,8 @@ def planned(params:dict, why:str|None, known=(), fetch:bool=False) -> Planned: #
     "One part of a setting, with its ids where `why` is None"
     axes = [params[k] for k in ('targets', 'modes', 'shots', 'seeds')]
     exclude = [*(params.get('exclude') or []), *impossible(params)]
-    points = grid(*axes, exclude)
-    p = Planned({**params, **({'exclude': exclude} if exclude else {})}, points, len(grid(*axes)) - len(points), unresolved=why)
+    points, own = grid(*axes, exclude), dict(exclude=exclude) if exclude else {}
+    p = Planned({**params, **own}, points, len(grid(*axes)) - len(points), unresolved=why)
     if why or not points: return p
     from vpstudy.study.run import resolve # here torch is needed: for ids
     try: p.setting, p.trials = resolve(**p.params)
@@ -349,8 +363,8 @@ def planned(params:dict, why:str|None, known=(), fetch:bool=False) -> Planned: #
         if not (fetch and absent(params, known)): raise
         p.unresolved = str(e)
         return p
-    device = resolve_device(params.get('device', 'auto'))
-    p.params['precision'] = 'fp32' if p.setting.bits is not None else resolve_precision(params.get('precision', 'auto'), device)
+    asked, device = params.get('precision', 'auto'), resolve_device(params.get('device', 'auto'))
+    p.params['precision'] = 'fp32' if p.setting.bits is not None else resolve_precision(asked, device)
     return p
 
 # %% ../../nbs/45_plan.ipynb #68d02ab6

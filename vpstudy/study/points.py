@@ -21,9 +21,13 @@ def _check_exclude(exclude):
     "`BadInput` for an entry that names no axis, or another"
     for e in exclude:
         if not isinstance(e, dict) or not e or set(e) - set(AXES):
-            raise BadInput(f'exclude={e!r} is not allowed; give some of {", ".join(AXES)}, e.g. {{targets: dtd, shots: [50, 100]}}')
+            raise BadInput(f'exclude={e!r} is not allowed; give some of {", ".join(AXES)}, '
+                           'e.g. {targets: dtd, shots: [50, 100]}')
 
-def grid(targets, modes, shots, seeds, exclude=None) -> list: # dicts of AXES; `exclude`: dicts of some AXES, one value or many each
+def grid(
+    targets, modes, shots, seeds, # one or many each
+    exclude=None, # dicts of some AXES, one value or many each
+) -> list: # dicts of AXES
     "Every combination that is not excluded, in the order listed"
     lists = dict(targets=[str(t) for t in as_list(targets, 'targets')], shots=as_list(shots, 'shots'),
                  modes=as_list(modes, 'modes'), seeds=as_list(seeds, 'seeds'))

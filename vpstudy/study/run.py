@@ -41,25 +41,31 @@ def check_of_modes(options:dict, modes): # modes: as `resolve` takes them
     chosen = [mode_registry[m] for m in as_list(modes)]
     for k, (default, has) in OF_MODES.items():
         if options.get(k, default) != default and not any(getattr(m, has) for m in chosen):
-            raise BadInput(f"{k}={options[k]!r} is not allowed: none of the modes {', '.join(as_list(modes))} has it; leave it out")
+            named = ', '.join(as_list(modes))
+            raise BadInput(f'{k}={options[k]!r} is not allowed: none of the modes {named} has it; leave it out')
 
 def check_run(together, keep_networks):
     "`BadInput` for a wrong way to run trials"
     if together is not None and (type(together) is not int or together < 0):
-        raise BadInput(f'together={together!r} is not allowed; give a number of images, e.g. 64, or 0 to train each trial alone')
-    if type(keep_networks) is not bool: raise BadInput(f'keep_networks={keep_networks!r} is not allowed; give true or false')
+        raise BadInput(f'together={together!r} is not allowed; give a number of images, e.g. 64, '
+                       'or 0 to train each trial alone')
+    if type(keep_networks) is not bool:
+        raise BadInput(f'keep_networks={keep_networks!r} is not allowed; give true or false')
 
 def in_fp32(setting:Setting, options:dict) -> dict:
     "The options, with the precision of a quantized setting: its levels would not survive bf16"
     if setting.bits is None: return options
     if options.get('precision', 'auto') not in ('auto', 'fp32'):
-        raise BadInput(f"precision={options['precision']!r} is not allowed: {setting.label} is quantized and runs in fp32; leave it out")
+        raise BadInput(f"precision={options['precision']!r} is not allowed: {setting.label} is quantized "
+                       'and runs in fp32; leave it out')
     return {**options, 'precision': 'fp32'}
 
 # %% ../../nbs/44_run.ipynb #bfe43969
 def resolve(
-    backbone='glyphs_resnet', weights=None, method='gmp', network_seed=0, images=None, # the setting, and in `options` what its method owns
-    targets=DEFAULTS['targets'], modes=DEFAULTS['modes'], shots=DEFAULTS['shots'], seeds=DEFAULTS['seeds'], # one or many: a value, a list or a comma-separated string
+    # the setting; what its method owns is in `options`
+    backbone='glyphs_resnet', weights=None, method='gmp', network_seed=0, images=None,
+    # one or many: a value, a list or a comma-separated string
+    targets=DEFAULTS['targets'], modes=DEFAULTS['modes'], shots=DEFAULTS['shots'], seeds=DEFAULTS['seeds'],
     exclude=None, # points of the grid that are left out
     device='auto', together=None, keep_networks=False, # of `run_setting`
     **options, # parameters of the method and of `make_trial`
@@ -95,23 +101,26 @@ def missing(
 def _refuse_parent(setting, upstream, records):
     here, own = parent_here(setting, records), parent_of(dict(setting=vars(setting), upstream=upstream))
     if None in (here, own) or here == own: return
-    raise BadInput(f'{records_path(records)} has results of another training of {setting.backbone}, network {setting.network_seed} '
-                   f'({here[:10]}, now {own[:10]}): pairs would compare two networks; bring the old checkpoint back, '
+    raise BadInput(f'{records_path(records)} has results of another training of {setting.backbone}, '
+                   f'network {setting.network_seed} ({here[:10]}, now {own[:10]}): pairs would compare two networks; '
+                   'bring the old checkpoint back, '
                    'or keep the new results apart with -p records DIR')
 
-def _of_setting(setting, upstream, records, reuse): # yields (where, record); whole records of one setting agree: each was checked before it was written
+def _of_setting(setting, upstream, records, reuse): # yields (where, record)
+    "Whole records of a setting; they agree, for each was checked before it was written"
     for path in sorted((records_path(records)/setting.id).glob('*.json')):
         if r := readable(path): yield path, r # damaged: its trial runs again
     for r in _archived(setting, upstream.get('parent_sha256'), records, reuse).values():
         if r['setting_id'] == setting.id: yield f'a table in {records_path(records).parent/"results"}', r
 
 def check_same_weights(setting:Setting, upstream:dict, records=None, reuse:bool=False): # reuse: as for `missing`
-    "`BadInput` if results of this setting were made with other weights than these, or results beside them with another training of its dense network"
+    "`BadInput` if results of this setting have other weights, or results beside them another dense network"
     _refuse_parent(setting, upstream, records)
     where, other = next(_of_setting(setting, upstream, records, reuse), (None, None))
     if not other or other['upstream']['weights_sha256'] == upstream['weights_sha256']: return
-    raise BadInput(f"{where} was made with weights {other['upstream']['weights_sha256'][:10]}, data/checkpoints now holds "
-                   f"{upstream['weights_sha256'][:10]} for {setting.id}; bring the old checkpoint back, "
+    raise BadInput(f"{where} was made with weights {other['upstream']['weights_sha256'][:10]}, "
+                   f"data/checkpoints now holds {upstream['weights_sha256'][:10]} for {setting.id}; "
+                   'bring the old checkpoint back, '
                    'or keep the new results apart with -p records DIR')
 
 # %% ../../nbs/44_run.ipynb #83d1e6fa
@@ -131,7 +140,8 @@ def _trained(setting, frozen, target, trials, usual): # usual: images of a pass,
             if not out_of_memory(e) or len(trials) > 1 or frozen.batch < 8: raise
             frozen.batch //= 4
         torch.cuda.empty_cache()
-        print(f'{trials[0].id(setting)}: out of memory, tried again with passes of {frozen.batch} images instead of {usual}', flush=True)
+        print(f'{trials[0].id(setting)}: out of memory, tried again with passes of {frozen.batch} images '
+              f'instead of {usual}', flush=True)
 
 # %% ../../nbs/44_run.ipynb #102a0c95
 _last = '' # how well the last trial of this process did
@@ -171,8 +181,8 @@ def _attempt(setting, target, trials, wanted, *rest):
         if isinstance(e, OSError) and not out_of_memory(e): raise
         if len(trials) == 1: return {trials[0].id(setting): _why(e)}
     torch.cuda.empty_cache() # out here, where the error no longer holds what the group held
-    failed = {}
-    for t in wanted: failed |= _attempt(setting, target, [t], [t], *rest) # which of them it was shows when each is alone
+    failed = {} # which of them it was shows when each is alone
+    for t in wanted: failed |= _attempt(setting, target, [t], [t], *rest)
     return failed
 
 # %% ../../nbs/44_run.ipynb #40b9e3c8
@@ -187,7 +197,8 @@ def _upstream(setting, records):
     "Compress now what is not yet compressed; what is known of the result"
     try:
         parent = _parent(setting)
-        with FileLock(data_path('checkpoints', f'{setting.id}.lock')): upstream = {**compressed(setting).upstream, **parent}
+        with FileLock(data_path('checkpoints', f'{setting.id}.lock')):
+            upstream = {**compressed(setting).upstream, **parent}
         failure_path(setting.id, where=records).unlink(missing_ok=True)
         return upstream
     except Exception as e:
@@ -195,12 +206,13 @@ def _upstream(setting, records):
         raise
 
 def _network_ready(setting, trials, expected, records, reuse): # expected: how many trials were to run
-    "(what is known of the network, the pairs to run): archives count less where they are of another training of its dense network"
+    "(what is known of the network, the pairs to run): more of them where archives are of another dense network"
     upstream = _upstream(setting, records)
     check_same_weights(setting, upstream, records, reuse)
     todo = missing(setting, trials, records, upstream.get('parent_sha256'), reuse)
     if len(todo) > expected:
-        print(f'{setting.id}: {len(todo) - expected} packed trials are of another training of its dense network; they are run anew', flush=True)
+        print(f'{setting.id}: {len(todo) - expected} packed trials are of another training of its dense network; '
+              'they are run anew', flush=True)
     return upstream, todo
 
 # %% ../../nbs/44_run.ipynb #bfbc815d
@@ -223,7 +235,8 @@ def _ends(setting, calls, workers): # yields (id, why it has no record or None)
     "Trials as they end, here or in processes"
     done = in_processes(_attempt, calls, workers) if workers > 1 else ((c, _attempt(*c)) for c in calls)
     for (_, _, _, wanted, *_), why in done:
-        for t in wanted: yield t.id(setting), why if isinstance(why, str) else why.get(t.id(setting)) # a sentence: their process was killed
+        for id in (t.id(setting) for t in wanted):
+            yield id, why if isinstance(why, str) else why.get(id) # a sentence: their process was killed
 
 def _make_way(setting, todo, records):
     "A folder that can be written to, without what killed processes and failed trials left"
@@ -233,7 +246,8 @@ def _make_way(setting, todo, records):
         (folder/'.write-test').touch()
         (folder/'.write-test').unlink(missing_ok=True)
     except OSError as e:
-        raise BadInput(f'records cannot be written to {folder} ({e.strerror}); give another directory with -p records DIR') from None
+        raise BadInput(f'records cannot be written to {folder} ({e.strerror}); '
+                       'give another directory with -p records DIR') from None
     for place in (folder, data_path('checkpoints'), data_path('sources')): sweep(place)
     clear_status(folder.parent)
     for _, t in todo: failure_path(setting.id, t.id(setting), records).unlink(missing_ok=True)
@@ -250,10 +264,10 @@ def run_setting(
     records=None, # records directory
     device:str='auto',
     workers:int|None=None, # processes; default: one a core for a small network on a CPU, else one
-    together:int|None=None, # images of a step that small trials take side by side; default: on a GPU `TOGETHER`, on a CPU 0: each trial alone
+    together:int|None=None, # images of a step that small trials take side by side; default: `TOGETHER` on a GPU, else 0
     reuse:bool=False, # leave out what an archive holds
     keep_networks:bool=False, # of `ft`: keep every fine-tuned network beside its record
-    expected:dict={}, # id of the setting, and of trials -> seconds its network, and they, may take (for the bar); default: 1
+    expected:dict={}, # id of the setting (for its network) and of trials -> seconds they may take, for the bar
     planned:dict|None=None, # of `points.asked`, for the records
 ) -> int: # how many trials were run
     "Run the trials of `setting` that are not done, with a progress bar; `BadInput` at the end if some of them failed"
@@ -282,6 +296,6 @@ def run_setting(
                        f'finished trials ({n} of {len(todo)}) are kept, so mend it and run again') from None
     finally: set_threads()
     if failed:
-        raise BadInput(f'{len(failed)} of {len(todo)} trials failed, e.g. {next(iter(failed))}: {next(iter(failed.values()))}; '
-                       'all others have a record')
+        first, reason = next(iter(failed.items()))
+        raise BadInput(f'{len(failed)} of {len(todo)} trials failed, e.g. {first}: {reason}; all others have a record')
     return len(todo)

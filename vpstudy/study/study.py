@@ -35,7 +35,8 @@ def _owned(method, params) -> dict: # fields of `Setting` -> values
 
 def in_words(params:dict) -> dict: # of a planned setting: field of `Setting` -> value; checkpoint: its file
     "What the records of a setting say of it, as far as that is known without its files"
-    method, backbone, images = params.get('method', 'gmp'), params.get('backbone', 'glyphs_resnet'), params.get('images')
+    method, backbone = params.get('method', 'gmp'), params.get('backbone', 'glyphs_resnet')
+    images = params.get('images')
     if is_file(method): # without a backbone the file says it
         named = {} if backbone == 'glyphs_resnet' else dict(backbone=backbone)
         return dict(method=method, checkpoint=params.get('checkpoint'), **named)
@@ -75,7 +76,7 @@ def _described(words, said) -> dict: # said: a record's setting, or {}
     "What rows show of a setting, from its records, else from its words"
     every = {'backbone': 'glyphs_resnet', 'network_seed': 0, **words, **said}
     if said: label = Setting(**said).label
-    elif 'checkpoint' in words: label = f"checkpoint {Path(str(words['checkpoint'])).name}" # only records say what it is
+    elif 'checkpoint' in words: label = f"checkpoint {Path(str(words['checkpoint'])).name}" # only a record says more
     else: label = Setting(**{'weights': '', **words}, weights_id='').label
     return dict({k: every.get(k) for k in SHOWN}, setting=label, kind=kind_of(every))
 
@@ -84,7 +85,7 @@ def by_name(
     p:Planned, plan:list, # of which p is one
     records:list,
 ) -> tuple: # (rows of `Study.expected`, whether it is ambiguous)
-    """What is expected of a setting whose ids cannot be known here, for its images or weights are elsewhere: records that say the same.
+    """What is expected of a setting whose ids cannot be known here: records that say the same.
     Ambiguous, and none of them: several settings say it, or one says it and fits another planned setting too"""
     words, points = in_words(p.params), [_at(q) for q in p.points]
     others = [(o, w) for o in plan if (w := in_words(o.params)) != words]
@@ -107,8 +108,8 @@ def by_name(
 def takes_archives(file, reuse:bool|None=None) -> bool: # reuse: what the command says; None: nothing
     "Whether trials in archives count as done: as the command says, else as the study file says"
     said = read_study(file).get('reuse', False) if reuse is None else reuse
-    if type(said) is not bool: raise BadInput(f'reuse={said!r} of study file {str(file)!r} is not allowed; give true or false')
-    return said
+    if type(said) is bool: return said
+    raise BadInput(f'reuse={said!r} of study file {str(file)!r} is not allowed; give true or false')
 
 def from_archives(ids, records=None) -> Counter: # name of an archive -> how many of `ids`
     "Which archives hold these trials; of two that do, the first"
@@ -152,14 +153,14 @@ class Study:
         self.file, self.where = file, records
         own, bad = read_records(records)
         self.every, reasons = with_archives(own, bad, records) # whatever counts: they know how long things take
-        counted, self.left_out = (self.every, reasons) if takes_archives(file, reuse) else (own, bad) # why others do not count
-        self.plan = plan_study(file, fetch, packs_of(self.every)) # of `Planned`, with `ids` as far as they can be known here
+        counted, self.left_out = (self.every, reasons) if takes_archives(file, reuse) else (own, bad) # left_out: why
+        self.plan = plan_study(file, fetch, packs_of(self.every)) # of `Planned`, with the `ids` that are known
         self._expect(counted)
         wanted = {*self.expected.id.dropna()}
         self.found = [r for r in counted if r['id'] in wanted]
         self.done = {r['id'] for r in self.found}
         self.archives = from_archives(self.done - {r['id'] for r in own}, records) # name -> how many of `found` it gave
-        self.reusable = from_archives({r['id'] for r in self.every} & wanted - self.done, records) # the same, of what is not taken
+        self.reusable = from_archives({r['id'] for r in self.every} & wanted - self.done, records) # and would give
 
     def _expect(self, records):
         "A row a planned trial; of settings whose ids cannot be made here by what records say of themselves"
@@ -208,7 +209,8 @@ def provenance(self:Study) -> dict: # archives, reusable, unresolved, left_out: 
 def lost(self:Study) -> list: # of sentences
     "Whole sources, settings, targets, modes or budgets of which nothing is there, by name"
     there = self.table if len(self.table) else self.expected[:0]
-    gone = {key: sorted(set(self.expected[key]) - set(there[key]), key=str) for key in ('backbone', 'setting', 'target', 'mode', 'shots')}
+    keys = 'backbone', 'setting', 'target', 'mode', 'shots'
+    gone = {key: sorted(set(self.expected[key]) - set(there[key]), key=str) for key in keys}
     return [f'Nothing at all is there of {key} {", ".join(map(str, v))}.' for key, v in gone.items() if v]
 
 # %% ../../nbs/46_study.ipynb #454f37e1
@@ -224,12 +226,17 @@ def planned(self:Study, rows, *only) -> pd.DataFrame: # rows of `expected`
     return e[e.kind.isin([*only, 'dense'])] if only else e
 
 @patch
-def by_target(self:Study, name:str, *only): # only: of dense, pruned, ticket, quantized; none: all. Yields (title, records, table, name of its figure)
+def by_target(self:Study,
+    name:str, # of a figure
+    *only, # of dense, pruned, ticket, quantized; none: all
+): # yields (title, records, table, name of its figure)
     "The records, backbone by backbone and target by target, where there is something of `only`; dense comes along"
     if not len(self.table): return
-    several_b, several_t = self.expected.backbone.nunique() > 1, self.expected.target.nunique() > 1 # a figure keeps its name, whatever is missing
-    for (b, target), rows in self.table.groupby(['backbone', 'target']):
+    keys = ['backbone', 'target']
+    several = self.expected[keys].nunique() > 1 # a figure keeps its name, whatever is missing
+    for key, rows in self.table.groupby(keys):
         if only and not rows.kind.isin(only).any(): continue
         if only: rows = rows[rows.kind.isin([*only, 'dense'])]
-        about = [b] * several_b + [target] * several_t
-        yield ', '.join(about), [self.found[i] for i in rows.index], rows.reset_index(drop=True), '_'.join([name, *about])
+        about = [v for k, v in zip(keys, key) if several[k]]
+        records = [self.found[i] for i in rows.index]
+        yield ', '.join(about), records, rows.reset_index(drop=True), '_'.join([name, *about])
