@@ -306,7 +306,8 @@ def _file(out): return out['file']
 _of_study = partial(Command, lines=study_lines, places=('figures', 'records'))
 _of_target = partial(Command, places=('data',))
 STUDY = dict(
-    plan=_of_study(plan), run=_of_study(run, fails=_if_any('missing')), status=_of_study(status), report=_of_study(report),
+    plan=_of_study(plan), run=_of_study(run, fails=_if_any('missing')), status=_of_study(status),
+    report=_of_study(report),
     repeat=_of_study(repeat, fails=_if_any('differing')), archive=_of_study(archive), restore=_of_study(restore),
     script=_of_study(script, lines=lambda out: out['script']), notebooks=_of_study(notebooks))
 COMMANDS = dict(
@@ -329,7 +330,8 @@ def _listed(program:str, commands:dict) -> str:
     lines = '\n'.join(f'  {name:10} {_about(c)}' for name, c in commands.items())
     return f'usage: {program} COMMAND ...\n\n{lines}\n\n{program} COMMAND --help says more.'
 
-def _found(program:str, commands:dict, argv:list) -> tuple: # (its whole name, `Command`, None: help was printed; arguments)
+def _found(program:str, commands:dict,
+           argv:list) -> tuple: # (its whole name, `Command`, None: help was printed; arguments)
     "The command that a line names"
     name, *rest = argv or ['--help']
     if name in ('-h', '--help'): print(_listed(program, commands)); return program, None, []
@@ -364,7 +366,7 @@ def _stopped(command:Command, why:BaseException) -> str:
 def main(argv=None, program:str='vpstudy', commands:dict=COMMANDS):
     "The console script `vpstudy`"
     argv = [*(sys.argv[1:] if argv is None else argv)]
-    if argv[:1] == ['--version']: print(f'{program} {__version__}'); return
+    if argv[:1] == ['--version']: print(f'vpstudy {__version__}'); return
     name, command, rest = _found(program, commands, argv)
     if command is None: return
     args, as_json = _parsed(name, command, rest)

@@ -58,7 +58,7 @@ def _said(self:Setting): # yields
 @patch(as_prop=True)
 def label(self:Setting) -> str:
     "What a legend calls it: `dense`, `gmp 0.9`, `lsq 4 bit`"
-    said = [self.weights] if self.method == 'checkpoint' else filter(None, self._said())
+    said = [self.weights] if self.checkpoint is not None else filter(None, self._said())
     return ' '.join([self.method, *said])
 
 @patch(as_prop=True)

@@ -66,9 +66,8 @@ def resolve_precision(precision:str='auto', device='cpu') -> str: # device: torc
     if precision != 'auto': return precision
     if str(device).startswith('cuda'):
         import torch
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else: fast = _cpu_flags() & {'amx_bf16', 'avx512_bf16'}
-    return 'bf16' if fast else 'fp32'
+        return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32'
+    return 'bf16' if _cpu_flags() & {'amx_bf16', 'avx512_bf16'} else 'fp32'
 
 # %% ../../nbs/03_machine.ipynb #c1560811
 def _cpu_flags() -> set:

@@ -28,7 +28,7 @@ class Backbone:
     upstream: dict # accuracy on the source's own test images, n, density, seconds, ...
     interpolation: str = 'bilinear' # how images are resized for it
     texts: callable = None # list of texts -> [n, F], rows for a head, of a model that reads text (CLIP)
-    trainable: callable = None # () -> a fresh network that keeps its masks and quantizers when trained; None: `net` is trained as it is
+    trainable: callable = None # () -> a network to train on, with its masks and quantizers; None: `net` itself
 
     def normalise(self, x): # [B, 3, h, w], values 0 to 1
         "Images as the network wants them"
@@ -38,18 +38,21 @@ class Backbone:
 # %% ../../nbs/11a_backbone.ipynb #f94ac693
 def save_net(net:nn.Module, path:Path, note:dict) -> Path:
     "State dict and `note` as one safetensors file; if another run was first, its file stays"
-    return write_atomic(path, save({k: v.contiguous() for k, v in net.state_dict().items()}, {'note': json.dumps(note)}), first=True)
+    state = {k: v.contiguous() for k, v in net.state_dict().items()}
+    return write_atomic(path, save(state, {'note': json.dumps(note)}), first=True)
 
 @contextlib.contextmanager
 def own_file(path:Path):
     "Whatever a file of ours turns out not to be - cut short, of another network - is one sentence"
     from safetensors import SafetensorError
     try: yield
+    except BadInput: raise
     except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as e:
-        if isinstance(e, BadInput): raise
         why = ' '.join(str(e).split())[:200]
-        raise BadInput(f'{path}: not the network that belongs there ({why}); bring it back, or delete the file to have it made again') from None
+        todo = 'bring it back, or delete the file to have it made again'
+        raise BadInput(f'{path}: not the network that belongs there ({why}); {todo}') from None
 
+# %% ../../nbs/11a_backbone.ipynb #9c8101be
 def load_net(net:nn.Module, path:Path) -> dict:
     "Load a state dict strictly into `net`; returns the note"
     from safetensors import safe_open

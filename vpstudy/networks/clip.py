@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from functools import cache
 import torch, torch.nn as nn, torch.nn.functional as F
-from .source import sources
+from fastcore.basics import patch
 from .backbone import load_net, save_net
 from ..base.core import data_path, needs, sha256
 from .imagenet import ImageNetModel
@@ -37,49 +37,63 @@ def clip_classes() -> list:
     "ImageNet's classes as CLIP's authors name them"
     return [*needs('open_clip', 'clip').IMAGENET_CLASSNAMES]
 
+# %% ../../nbs/16_clip.ipynb #a1b550ca
 @dataclass
 class ClipModel(ImageNetModel):
     "A CLIP model as an ImageNet classifier"
     arch: str = ''
     extra = 'open_clip', 'clip' # what it is built with, and how that is installed
 
+    @property
+    def n_classes(self) -> int: return 1000 if self.names is clip_classes else len(self.classes)
+
     def clip(self):
+        "Both towers, not loaded"
         open_clip = needs('open_clip', 'clip')
+        how = dict(load_weights=False, force_quick_gelu=True, force_image_size=self.canvas)
         logging.disable(logging.WARNING) # "initialized randomly": for a moment
-        try: return open_clip.create_model(self.arch, load_weights=False, force_quick_gelu=True, force_image_size=self.canvas).eval()
+        try: return open_clip.create_model(self.arch, **how).eval()
         finally: logging.disable(logging.NOTSET)
 
     def read(self, weights):
+        "Both towers, loaded"
         clip, path = self.clip(), self.find(weights)
         fit_state(clip, read_state(path), path)
         return clip
-
-    def texts(self, weights:str, texts:list) -> torch.Tensor: # [n, width]
-        "Rows for a head: normalised features of any texts, times the scale of CLIP's logits"
-        open_clip = needs('open_clip', 'clip')
-        return zero_shot_head(self.read(weights), open_clip.get_tokenizer(self.arch), texts, '{}')
 
     def build(self):
         clip = self.clip()
         return ClipClassifier(clip.visual, clip.visual.output_dim, len(self.classes))
 
-    def fill(self, net, weights):
-        "The image tower, and a head of the classes' names, computed once"
-        open_clip = needs('open_clip', 'clip')
-        clip = self.read(weights)
-        net.visual = clip.visual
-        kept = data_path('checkpoints', f'{self.name}-head-{sha256([self.weights_id(weights), self.classes])[:10]}.safetensors')
-        if kept.exists(): load_net(net.head, kept)
-        else:
-            net.head.weight.data = zero_shot_head(clip, open_clip.get_tokenizer(self.arch), self.classes)
-            save_net(net.head, kept, {})
+# %% ../../nbs/16_clip.ipynb #99bffde9
+@patch
+def head_rows(self:ClipModel, clip, *args) -> torch.Tensor: # args: as of `zero_shot_head`
+    "Rows for a head of texts"
+    return zero_shot_head(clip, needs('open_clip', 'clip').get_tokenizer(self.arch), *args)
+
+@patch
+def texts(self:ClipModel, weights:str, texts:list) -> torch.Tensor: # [n, width]
+    "Rows for a head: normalised features of any texts, times the scale of CLIP's logits"
+    return self.head_rows(self.read(weights), texts, '{}')
+
+@patch
+def fill(self:ClipModel, net, weights):
+    "The image tower, and a head of the classes' names, computed once"
+    clip = self.read(weights)
+    net.visual, content = clip.visual, sha256([self.weights_id(weights), self.classes])
+    kept = data_path('checkpoints', f'{self.name}-head-{content[:10]}.safetensors')
+    if kept.exists(): load_net(net.head, kept)
+    else:
+        net.head.weight.data = self.head_rows(clip, self.classes)
+        save_net(net.head, kept, {})
 
 # %% ../../nbs/16_clip.ipynb #2fc2c1dc
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
 def _openai(name, arch, repo, canvas):
     published = Published(f'{name}.openai.safetensors', hub=f'timm/{repo}.openai/open_clip_model.safetensors')
-    return ClipModel(name, None, 'head', dict(openai=published), dict(openai=canvas), canvas, 'bicubic', OPENAI, clip_classes,
-                     arch=arch)
+    return ClipModel(name, None, 'head', dict(openai=published), dict(openai=canvas), canvas, 'bicubic', OPENAI,
+                     clip_classes, arch=arch)
 clip_vit_b32 = _openai('clip_vit_b32', 'ViT-B-32', 'vit_base_patch32_clip_224', 224)
 clip_vit_l14_336 = _openai('clip_vit_l14_336', 'ViT-L-14-336', 'vit_large_patch14_clip_336', 336)
 
@@ -93,10 +107,12 @@ class SmallClip(ClipModel):
 
 def small_clip(path) -> SmallClip: # path: where its weights are written
     "A small CLIP with random weights; to be registered, then loaded with `weights=path`"
-    model = SmallClip('clip_smoke', None, 'head', {}, dict(file=32), 32, 'bicubic', OPENAI, lambda: ['cat', 'dog'], arch='ViT-B-32')
+    def names(): return ['cat', 'dog']
+    model = SmallClip('clip_smoke', None, 'head', {}, dict(file=32), 32, 'bicubic', OPENAI, names, arch='ViT-B-32')
     torch.manual_seed(1)
     state = model.clip().state_dict()
     for k, v in state.items():
-        if k in ('visual.conv1.weight', 'visual.class_embedding') or k.startswith('visual.') and k.endswith('out_proj.weight'): v *= 0 if 'class' in k else 30
+        if k == 'visual.class_embedding': v *= 0
+        if k == 'visual.conv1.weight' or k.startswith('visual.') and k.endswith('out_proj.weight'): v *= 30
     torch.save(state, path)
     return model

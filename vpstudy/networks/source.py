@@ -6,6 +6,7 @@
 __all__ = ['sources', 'Source']
 
 # %% ../../nbs/11_source.ipynb #96e26385
+from fastcore.basics import patch
 from ..base.core import Later, Registry
 
 # %% ../../nbs/11_source.ipynb #111e3afb
@@ -16,9 +17,11 @@ class Source:
     classes:list # S names, in logit order
     canvas:int # edge of its input, pixels
     head:str # name of the linear layer in its network that makes logits of features
+    mean:tuple # normalisation: (x - mean) / std, by channel, of values 0 to 1
+    std:tuple
     interpolation = 'bilinear' # how images are resized for it
     threads = None # of a training step; None: all cores
-    needs_images = False # whether a compressor has to be given images, for the source's own are not at hand
+    needs_images = False # True: the source's own are not at hand, so a compressor has to be given some
     variants = {} # names of published weights -> where they are; none where the network is trained here
     extra = None # (module, extra of vpstudy) that it is built with, where it comes with one
     recipe = None # a `Recipe` of its own training; None: its weights are somebody's
@@ -31,25 +34,52 @@ class Source:
     def default_weights(self) -> str: return next(iter(self.variants), 'trained')
 
 # %% ../../nbs/11_source.ipynb #db7a26d6
-def _missing(name:str, what:str): # of a `Source`
-    def method(self, *args, **kwargs): raise NotImplementedError(f'{type(self).__name__}.{name}: {what}')
-    method.__name__, method.__doc__ = name, what
-    return method
+def _owed(source:Source, name:str):
+    "What a source of your own still has to write"
+    raise NotImplementedError(f'{type(source).__name__}.{name}: {getattr(Source, name).__doc__}')
 
-for _name, _what in dict(
-    check_weights='weights or None -> the name of a variant or file of weights; `BadInput` for one that it does not have',
-    weights_id='weights -> content behind them: a hash',
-    build='-> a network, not loaded',
-    backbone='(net, upstream) -> its `Backbone`',
-    normalise='images [B, 3, h, w], values 0 to 1 -> as the network wants them',
-    load='(weights, network_seed) -> the dense `Backbone`',
-    test='(net, weights, backbone) -> dict with accuracy (0 to 1) or None, n',
-    trainer='(recipe, network_seed, images, teacher) -> the `Trainer` that compressors train with').items():
-    setattr(Source, _name, _missing(_name, _what))
+@patch
+def check_weights(self:Source, weights:str|None) -> str:
+    "The name of a variant or file of weights, None: the usual one; `BadInput` for one that it does not have"
+    _owed(self, 'check_weights')
+
+@patch
+def weights_id(self:Source, weights:str) -> str:
+    "Content behind the weights: a hash"
+    _owed(self, 'weights_id')
+
+@patch
+def build(self:Source): # -> nn.Module
+    "A network, not loaded"
+    _owed(self, 'build')
+
+@patch
+def backbone(self:Source, net, upstream:dict): # -> Backbone
+    "`net` and what there is to know about it; `upstream`: as `test` has it"
+    _owed(self, 'backbone')
+
+# %% ../../nbs/11_source.ipynb #26d9bf81
+@patch
+def normalise(self:Source, x): # [B, 3, h, w], values 0 to 1
+    "Images as the network wants them"
+    _owed(self, 'normalise')
+
+@patch
+def load(self:Source, weights:str|None=None, network_seed:int=0): # -> Backbone
+    "The dense network"
+    _owed(self, 'load')
+
+@patch
+def test(self:Source, net, weights:str|None=None, backbone=None) -> dict: # backbone: where its canvas differs
+    "accuracy (top-1, 0 to 1, or None where there are no images) and n of `net` on the source's own test images"
+    _owed(self, 'test')
+
+@patch
+def trainer(self:Source, recipe, network_seed:int, images:str|None=None, teacher=None): # -> Trainer
+    "What compressors train with; `images` (a pack) and `teacher` (the dense network) where it needs images"
+    _owed(self, 'trainer')
 
 # %% ../../nbs/11_source.ipynb #05a8a59e
-from fastcore.basics import patch
-
 @patch
 def check_images(self:Source, pack):
     "`BadInput` if upstream accuracy is measured on these very images"
@@ -63,7 +93,9 @@ def path(self:Source, weights:str|None=None, network_seed:int=0): # -> Path or N
     "Where the dense network is, or will be; None where its weights are somebody's"
 
 # %% ../../nbs/11_source.ipynb #3d64169d
-_ROOMS = dict(glyphs=('glyphs_resnet', 'glyphs_smoke'),
-              imagenet=('efficientnet_lite0', 'resnet18', 'resnet34', 'resnet50', 'squeezenet1_0', 'deit_tiny', 'deit_small'),
-              clip=('clip_vit_b32', 'clip_vit_l14_336'), glyphs_vit=('glyphs_vit', 'glyphs_vit_smoke'))
-sources = Registry('backbone', {name: Later(f'vpstudy.networks.{room}:{name}') for room, names in _ROOMS.items() for name in names})
+_ROOMS = dict(glyphs='glyphs_resnet glyphs_smoke',
+              imagenet='efficientnet_lite0 resnet18 resnet34 resnet50 squeezenet1_0 deit_tiny deit_small',
+              clip='clip_vit_b32 clip_vit_l14_336',
+              glyphs_vit='glyphs_vit glyphs_vit_smoke')
+_HOUSE = {name: Later(f'vpstudy.networks.{room}:{name}') for room, names in _ROOMS.items() for name in names.split()}
+sources = Registry('backbone', _HOUSE)

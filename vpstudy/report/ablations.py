@@ -6,9 +6,11 @@
 __all__ = ['CONTRASTS', 'TWINS', 'NOTHING_ADDED', 'PICTURED', 'paired_modes', 'contrast_table', 'wide', 'contrast_picture']
 
 # %% ../../nbs/55_ablations.ipynb #5517105c
+from itertools import product
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from ..study.frames import mode_order, setting_order, shot_order
-from .figures import styled, footnote, legend_beside, plot_styles, spread, what_bars_are
+from .figures import (bar_lengths, footnote, legend_beside, note_below, plot_styles, shots_title, spread,
+                                    styled, what_bars_are)
 from .stats import Resampled, interval
 
 # %% ../../nbs/55_ablations.ipynb #fa8d8ec5
@@ -26,70 +28,100 @@ CONTRASTS = { # what is added -> (mode with it, mode without)
     'features instead of source logits': ('vp_lp', 'fullymap'),
     'the whole network': ('ft', 'lp'),
 }
+
+# %% ../../nbs/55_ablations.ipynb #d430fea8
 TWINS = ['backbone', 'network_seed', 'target', 'shots', 'seed'] # what two trials of a pair share
 
-def paired_modes(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=CONTRASTS) -> pd.DataFrame: # one row a pair of trials
+def paired_modes(
+    table:pd.DataFrame, # of `records.as_table`
+    metric:str='accuracy',
+    contrasts:dict=CONTRASTS,
+) -> pd.DataFrame: # one row a pair of trials
     "Differences between two modes on the same subset of the same setting"
-    keys, parts = ['setting', 'setting_id', 'method', 'weights', *TWINS], []
-    for name, (a, b) in contrasts.items():
+    keys = ['setting', 'setting_id', 'method', 'weights', *TWINS]
+    def of(name, a, b):
         one, other = (table.loc[table['mode'] == m, [*keys, 'id', metric]] for m in (a, b))
         both = one.merge(other, on=keys, suffixes=('', '_without'), validate='one_to_one')
-        parts.append(both[[*keys, 'id', 'id_without']].assign(contrast=name, difference=both[metric].astype(float) - both[f'{metric}_without'].astype(float)))
-    return pd.concat(parts, ignore_index=True)
+        worth = both[metric].astype(float) - both[f'{metric}_without'].astype(float)
+        return both[[*keys, 'id', 'id_without']].assign(contrast=name, difference=worth)
+    return pd.concat([of(name, *modes) for name, modes in contrasts.items()], ignore_index=True)
 
+# %% ../../nbs/55_ablations.ipynb #f204dd33
+def _with_trials(pairs) -> pd.DataFrame: # of: the weighted trials that a difference is made of
+    "Pairs, and which trials are in them"
+    return pairs.assign(of=[((1, a), (-1, b)) for a, b in zip(pairs.id, pairs.id_without)])
+
+def _against_dense(pairs) -> pd.DataFrame: # pairs: of `_with_trials`
+    "What each part is worth on a compressed setting, less what it is worth on one dense twin, as in `stats.paired`"
+    keys = ['contrast', *TWINS]
+    dense = pairs.loc[pairs.method == 'dense', [*keys, 'weights', 'difference', 'of']]
+    both = pairs[pairs.method != 'dense'].merge(dense, on=keys, suffixes=('', '_dense'))
+    both = both.assign(other=both.weights != both.weights_dense)
+    both = both.sort_values(['other', 'weights_dense'], kind='stable')
+    both = both.drop_duplicates(['contrast', 'setting_id', *TWINS]).sort_index()
+    of = [(*own, *((-w, i) for w, i in twin)) for own, twin in zip(both.of, both.of_dense)]
+    less = both.assign(setting=both.setting + ' - dense', difference=both.difference - both.difference_dense, of=of)
+    return less[pairs.columns]
+
+# %% ../../nbs/55_ablations.ipynb #b0979ca8
 def contrast_table(
     table:pd.DataFrame, # of `records.as_table`
     metric:str='accuracy',
     contrasts:dict=CONTRASTS,
-    images:dict={}, # id -> (correct, confidence), of `archive.read_answers`
-) -> pd.DataFrame: # contrast, target, shots, setting: difference with its 95 % interval, n pairs, images: whether their chance is in the interval
+    answers:dict={}, # id -> (correct, confidence), of `archive.read_answers`
+# contrast, target, shots, setting; difference, its 95 % interval, n pairs, images as in `differences`
+) -> pd.DataFrame:
     "What each part is worth by setting, and how much less or more on a compressed setting than on dense"
-    pairs, resampled = paired_modes(table, metric, contrasts), Resampled(images)
-    pairs['of'] = [((1, a), (-1, b)) for a, b in zip(pairs.id, pairs.id_without)] # the trials that a difference is made of
-    dense = pairs.loc[pairs.method == 'dense', ['contrast', *TWINS, 'weights', 'difference', 'of']]
-    both = pairs[pairs.method != 'dense'].merge(dense, on=['contrast', *TWINS], suffixes=('', '_dense'))
-    both = both.assign(other=both.weights != both.weights_dense).sort_values(['other', 'weights_dense'], kind='stable') # one twin, as in `stats.paired`
-    both = both.drop_duplicates(['contrast', 'setting_id', *TWINS]).sort_index()
-    against = both.assign(setting=both.setting + ' - dense', difference=both.difference - both.difference_dense,
-                          of=[(*own, *((-w, i) for w, i in twin)) for own, twin in zip(both.of, both.of_dense)])
-    every = pd.concat([pairs, against[pairs.columns]], ignore_index=True)
-    rows, names = [], [*setting_order(pairs.setting), *setting_order(against.setting)]
-    for c in contrasts:
-        for t in sorted(set(every.target)):
-            for n in shot_order(every.shots):
-                for s in names:
-                    d = every[(every.contrast == c) & (every.target == t) & (every.shots == n) & (every.setting == s)]
-                    if not len(d): continue
-                    on = resampled.sum(metric, [(w / len(d), i) for of in d.of for w, i in of])
-                    rows.append((c, t, n, s, *map(interval(d, on).get, ('mean', 'low', 'high')), len(d), on is not None))
-    return pd.DataFrame(rows, columns=['contrast', 'target', 'shots', 'setting', 'difference', 'low', 'high', 'n', 'images'])
+    resampled, pairs = Resampled(answers), _with_trials(paired_modes(table, metric, contrasts))
+    against = _against_dense(pairs)
+    every, rows = pd.concat([pairs, against], ignore_index=True), []
+    names = [*setting_order(pairs.setting), *setting_order(against.setting)]
+    keys = ['contrast', 'target', 'shots', 'setting']
+    found = dict([*every.groupby(keys, sort=False)])
+    for key in product(contrasts, sorted(set(every.target)), shot_order(every.shots), names):
+        if key not in found: continue
+        d = found[key]
+        on = resampled.sum(metric, [(w / len(d), i) for of in d.of for w, i in of])
+        c = interval(d, on)
+        rows.append((*key, c['mean'], c['low'], c['high'], len(d), on is not None))
+    return pd.DataFrame(rows, columns=[*keys, 'difference', 'low', 'high', 'n', 'images'])
 
 # %% ../../nbs/55_ablations.ipynb #ec11e13e
 def wide(table:pd.DataFrame, metric:str='accuracy') -> pd.DataFrame: # modes down; settings and shots across
     "Mean over seeds of every mode"
-    t = table.assign(**{metric: table[metric].astype(float)}).pivot_table(index='mode', columns=['setting', 'shots'], values=metric)
-    return t.reindex(mode_order(t.index)).reindex(columns=[(s, n) for s in setting_order(table.setting) for n in shot_order(table.shots) if (s, n) in t.columns])
+    t = table.assign(**{metric: table[metric].astype(float)})
+    t = t.pivot_table(index='mode', columns=['setting', 'shots'], values=metric)
+    columns = product(setting_order(table.setting), shot_order(table.shots))
+    return t.reindex(mode_order(t.index)).reindex(columns=[c for c in columns if c in t.columns])
 
+# %% ../../nbs/55_ablations.ipynb #cf9cf08a
 NOTHING_ADDED = '*No two of these modes differ in one part only.*' # what is said instead of a figure or table
 PICTURED = {k: v for k, v in CONTRASTS.items() if 'rlm' not in v} # chance is so far off that nothing else would be seen
 
-def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=PICTURED, images:dict={}):
+def _contrast_panel(ax, c, names:list, style:dict): # c: of `contrast_table`, one budget
+    "What each part is worth, settings side by side"
+    ax.axvline(0, color='k', lw=1)
+    for k, (s, look) in enumerate(style.items()):
+        e = c[c.setting == s].set_index('contrast').reindex(names)
+        y = np.arange(len(names)) + spread(k, len(style), .25)
+        ax.errorbar(e.difference, y, xerr=bar_lengths(e), fmt=look['marker'], color=look['color'], label=s,
+                    ms=4, lw=1, capsize=2)
+
+def contrast_picture(table:pd.DataFrame, metric:str='accuracy', contrasts:dict=PICTURED, answers:dict={}):
     "What each part is worth, with its interval: contrasts down, shots across, settings by colour"
-    c = contrast_table(table, metric, contrasts, images)
+    c = contrast_table(table, metric, contrasts, answers)
     c = c[~c.setting.str.endswith(' - dense')]
     if c.empty: return NOTHING_ADDED
     names, shots, style = [n for n in contrasts if n in set(c.contrast)], shot_order(c.shots), plot_styles(c.setting)
     with styled():
-        fig, axs = plt.subplots(1, len(shots), figsize=(2.2 * len(shots) + 3.4, .42 * len(names) + 1), sharex=True, sharey=True, squeeze=False)
+        size = 2.2 * len(shots) + 3.4, .42 * len(names) + 1
+        fig, axs = plt.subplots(1, len(shots), figsize=size, sharex=True, sharey=True, squeeze=False)
         for n, ax in zip(shots, axs[0]):
-            ax.axvline(0, color='k', lw=1); ax.set_title(f'{n} example{"s" * (n != 1)} a class'); ax.set_xlabel(f'{metric} gained')
-            for k, s in enumerate(setting_order(c.setting)):
-                e = c[(c.shots == n) & (c.setting == s)].set_index('contrast').reindex(names)
-                y = np.arange(len(names)) + spread(k, len(style), .25)
-                ax.errorbar(e.difference, y, xerr=[e.difference - e.low, e.high - e.difference], fmt=style[s]['marker'], color=style[s]['color'], label=s, ms=4,
-                            lw=1, capsize=2)
-        axs[0, 0].set_yticks(range(len(names)), [f'{n}\n({contrasts[n][0]} - {contrasts[n][1]})' for n in names], fontsize=8); axs[0, 0].invert_yaxis()
-        fig.text(0, -.04, f'{footnote(table)}; {what_bars_are({metric: c})}', fontsize=7, color='.4')
+            ax.set_title(shots_title(n)); ax.set_xlabel(f'{metric} gained')
+            _contrast_panel(ax, c[c.shots == n], names, style)
+        labels = [f'{n}\n({contrasts[n][0]} - {contrasts[n][1]})' for n in names]
+        axs[0, 0].set_yticks(range(len(names)), labels, fontsize=8); axs[0, 0].invert_yaxis()
+        note_below(fig, f'{footnote(table)}; {what_bars_are({metric: c})}', -.04)
         fig.tight_layout()
         legend_beside(axs[0, -1])
     return fig

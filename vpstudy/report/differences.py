@@ -11,19 +11,21 @@ from .stats import Resampled, holm, interval, no_difference, paired
 from ..study.frames import groups
 
 # %% ../../nbs/52_differences.ipynb #5c666a3a
+UNPAIRED = '*No compressed setting here has a dense twin: there is no difference to show.*' # said instead of a figure
+
 def differences(
     table:pd.DataFrame, # of `records.as_table`
     metric:str='accuracy',
-    images:dict={}, # id -> (correct, confidence), of `archive.read_answers`
+    answers:dict={}, # id -> (correct, confidence), of `archive.read_answers`
 ) -> pd.DataFrame:
-    """Paired difference to dense by target, setting, mode and shots: mean, 95 % interval over networks and seeds, n pairs;
-    images: whether their chance is in the interval too;
+    """Paired difference to dense by target, setting, mode and shots: mean, 95 % interval, n pairs;
+    images: whether the chance of test images is in the interval too;
     alone, p: of no difference, two-sided, of the row by itself and adjusted over the table (Holm)"""
-    keys, resampled, out = ('target', 'setting', 'mode', 'shots'), Resampled(images), []
+    keys, resampled, out = ('target', 'setting', 'mode', 'shots'), Resampled(answers), []
     for key, rows in groups(paired(table, metric), *keys):
-        on = resampled.sum(metric, [(w / len(rows), i) for w, ids in ((1, rows.id), (-1, rows.id_dense)) for i in ids])
+        of = [(w / len(rows), i) for w, ids in ((1, rows.id), (-1, rows.id_dense)) for i in ids]
+        on = resampled.sum(metric, of)
         c = interval(rows, on)
         out.append((*key, c['mean'], c['low'], c['high'], len(rows), on is not None, no_difference(c)))
     d = pd.DataFrame(out, columns=[*keys, 'difference', 'low', 'high', 'n', 'images', 'alone'])
     return d.assign(p=holm(d.alone))
-UNPAIRED = '*No compressed setting here has a dense twin: there is no difference to show.*' # what is said instead of a figure

@@ -19,37 +19,51 @@ from ..study.study import Study
 # %% ../../nbs/58_page.ipynb #4a04e25f
 def _how_far(s:Study) -> list: # of sentences
     "How many trials have a record, where from, and what is missing as a whole"
-    gone = '.' if s.missing.empty else f'; **{len(s.missing)} are missing**, listed at the end. Everything below is of what is there.'
-    return [f'{len(s.found)} of {len(s.expected)} trials have a record{gone}',
+    has, lost = f'{len(s.found)} of {len(s.expected)} trials have a record', len(s.missing)
+    gone = f'**{lost} are missing**, listed at the end. Everything below is of what is there.'
+    return [f'{has}; {gone}' if lost else f'{has}.',
             *(f'{n} of them come from the table `{table}`.' for table, n in sorted(s.archives.items())),
-            *(f'{n} missing ones are in the table `{table}`, which was not taken (`reuse`).' for table, n in sorted(s.reusable.items())),
+            *(f'{n} missing ones are in the table `{table}`, which was not taken (`reuse`).'
+              for table, n in sorted(s.reusable.items())),
             *(f'**{nothing}**' for nothing in s.lost())]
 
 def _known_by_name(s:Study) -> list: # of sentences
     "Which settings are known by what their records say, and which cannot be told apart so"
-    names = lambda labels: ', '.join(dict.fromkeys(labels))
+    def names(labels): return ', '.join(dict.fromkeys(labels))
     lines = [f'**Known by the names in their records only** ({why}): {names(of)}.' for why, of in s.unresolved.items()]
     if not s.ambiguous: return lines
-    return [*lines, '**Ambiguous, so none of their records is shown** (several planned names fit one setting, or several settings one name; '
-                    f'put their files where VPSTUDY_WEIGHTS and VPSTUDY_PACKS point): {names(s.ambiguous)}.']
+    why = ('several planned names fit one setting, or several settings one name; '
+           'put their files where VPSTUDY_WEIGHTS and VPSTUDY_PACKS point')
+    return [*lines, f'**Ambiguous, so none of their records is shown** ({why}): {names(s.ambiguous)}.']
+
+# %% ../../nbs/58_page.ipynb #f149132e
+def _each(records:list, get) -> str:
+    "What some field of records says, every value once"
+    return ', '.join(sorted({str(get(r)) for r in records}))
+
+def _made_on(records:list) -> str:
+    "Processor, precision and torch of the machines that made records"
+    where = [_each(records, lambda r: r['machine'].get('gpu') or r['machine'].get('cpu')),
+             _each(records, lambda r: r['machine'].get('precision'))]
+    return '; '.join([*where, f"torch {_each(records, lambda r: r['versions'].get('torch'))}"])
+
+def _fewer_than_asked(records:list) -> list: # of sentences
+    "Budgets that a target could not give of every class"
+    some = [r for r in records if r['trial']['shots'] != 'full']
+    asked = {(r['trial']['target'], r['trial']['shots'], *r['data']['actual_shots']) for r in some}
+    return [f'**Fewer than asked:** of {shots} examples a class, {target} has {least} to {most}.'
+            for target, shots, least, most in sorted(asked) if least < shots]
 
 def _made_by(s:Study) -> list: # of sentences
     "How the records were made: seeds, images, epochs, machine, minutes, and what is mixed that should not be"
     if not s.found: return []
-    each = lambda get: ', '.join(sorted({str(get(r)) for r in s.found}))
     seconds = sum(sum(r['seconds'].get(k, 0) for k in ('prepare', 'train', 'evaluate')) for r in s.found)
     images = ', '.join(f'{n} test images of {name}' for name, n in s.table.groupby('target').n_test.first().items())
-    machine = '; '.join([each(lambda r: r['machine'].get('gpu') or r['machine'].get('cpu')), each(lambda r: r['machine'].get('precision')),
-                         f"torch {each(lambda r: r['versions'].get('torch'))}"])
-    return [f'{s.table.seed.nunique()} seeds, {s.table.network_seed.nunique()} network(s); {images}, scored once a trial; '
-            f"{each(lambda r: r['trial']['epochs'])} epochs. {machine}. Trials took {seconds / 60:.0f} minutes in all.",
+    seeds, networks = s.table.seed.nunique(), s.table.network_seed.nunique()
+    return [f'{seeds} seeds, {networks} network(s); {images}, scored once a trial; '
+            f"{_each(s.found, lambda r: r['trial']['epochs'])} epochs. {_made_on(s.found)}. "
+            f'Trials took {seconds / 60:.0f} minutes in all.',
             *_fewer_than_asked(s.found), *(f'**Mixed:** {w}.' for w in mixed(s.found))]
-
-def _fewer_than_asked(records:list) -> list: # of sentences
-    "Budgets that a target could not give of every class"
-    asked = {(r['trial']['target'], r['trial']['shots'], *r['data']['actual_shots']) for r in records if r['trial']['shots'] != 'full'}
-    return [f'**Fewer than asked:** of {shots} examples a class, {target} has {least} to {most}.'
-            for target, shots, least, most in sorted(asked) if least < shots]
 
 # %% ../../nbs/58_page.ipynb #0aa13dd5
 class Page:
@@ -65,7 +79,8 @@ class Page:
     def rests_on(self) -> str:
         "Markdown: how many trials, on what machine, what is missing or mixed"
         s = self.study
-        return '\n\n'.join([*_how_far(s), *_known_by_name(s), *(f'**Not readable, left out:** {b}' for b in s.left_out), *_made_by(s)])
+        left_out = [f'**Not readable, left out:** {b}' for b in s.left_out]
+        return '\n\n'.join([*_how_far(s), *_known_by_name(s), *left_out, *_made_by(s)])
 
     def show(self, fig, name:str, missing:str=''): # fig: or a sentence
         "Display a figure, with what it is missing, and save it"
@@ -86,27 +101,36 @@ class Page:
         display(table.style.hide(axis='index').format(precision=digits, na_rep='none'))
 
     def each(self, name:str, draw, *only, digits:int=3): # draw: (records, table) -> a figure, a DataFrame or a sentence
-        "What `draw` makes of every backbone and target, under its name. Where there is nothing to draw it returns a sentence"
+        "Show what `draw` makes of every backbone and target. Where there is nothing to draw it returns a sentence"
         from IPython.display import Markdown, display
-        empty = True
-        for title, records, rows, file in self.study.by_target(name, *only):
-            empty, out, n = False, draw(records, rows), len(self.study.planned(rows, *only))
-            missing = f'{n - len(rows)} of {n} planned trials have no record' if n > len(rows) else ''
+        parts = [*self.study.by_target(name, *only)]
+        for title, records, rows, file in parts:
+            out, missing = draw(records, rows), self._missing(rows, *only)
             if title: display(Markdown(f'### {title}'))
-            if isinstance(out, pd.DataFrame) and out.empty: out = UNPAIRED # only one of differences may be; what else may be empty says so itself
-            if isinstance(out, pd.DataFrame): self.show_table(out, file, missing, digits)
-            else: self.show(out, file, missing)
-        if not empty: return
+            if not isinstance(out, pd.DataFrame): self.show(out, file, missing)
+            elif out.empty: self.show(UNPAIRED, file) # only one of differences may be; others say so themselves
+            else: self.show_table(out, file, missing, digits)
+        if not parts: display(Markdown(self._nothing(*only)))
+
+    def _missing(self, rows, *only) -> str: # rows: what is drawn; '': nothing is
+        "How many trials of a figure have no record"
+        n = len(self.study.planned(rows, *only))
+        return f'{n - len(rows)} of {n} planned trials have no record' if n > len(rows) else ''
+
+    def _nothing(self, *only) -> str:
+        "What is said where nothing can be drawn"
         expected = self.study.expected
         n = expected.kind.isin(only).sum() if only else len(expected)
-        display(Markdown(f'*None of the {n} planned trials of that has a record.*' if n else '*This study plans no trial of that.*'))
+        if not n: return '*This study plans no trial of that.*'
+        return f'*None of the {n} planned trials of that has a record.*'
 
     def show_missing(self, *only): # only: as in `Study.by_target`
         "Which trials have no record, by setting and network; all of them one by one in missing.csv"
         from IPython.display import Markdown, display
         s = self.study
         gone = s.missing[s.missing.setting.isin(s.planned(s.expected, *only).setting)]
-        if self.figures and len(s.missing): write_atomic(Path(self.figures)/'missing.csv', s.missing.to_csv(index=False))
+        if self.figures and len(s.missing):
+            write_atomic(Path(self.figures)/'missing.csv', s.missing.to_csv(index=False))
         if gone.empty:
             about = 'this page is about' if only else 'is planned'
             display(Markdown(f'Nothing: every trial that {about} has a record.'))
@@ -114,7 +138,7 @@ class Page:
 
 def _by_network(gone:pd.DataFrame) -> pd.DataFrame: # gone: trials; a row a setting, network and target
     "How many trials each network lacks, of which modes, budgets and seeds"
-    several = lambda values: ', '.join(map(str, values))
+    def listed(order): return lambda values: ', '.join(map(str, order(values)))
     of = gone.groupby(['backbone', 'setting', 'network_seed', 'target'], sort=False, as_index=False)
-    return of.agg(trials=('seed', 'size'), modes=('mode', lambda m: several(mode_order(m))), shots=('shots', lambda n: several(shot_order(n))),
-                  seeds=('seed', lambda s: several(sorted(set(s)))))
+    return of.agg(trials=('seed', 'size'), modes=('mode', listed(mode_order)), shots=('shots', listed(shot_order)),
+                  seeds=('seed', listed(lambda s: sorted(set(s)))))

@@ -9,12 +9,35 @@ __all__ = ['SHADES', 'mapping_picture', 'source_pictures', 'mapping_pictures', '
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from ..base.core import BadInput
 from .claims import Claim, distinct
-from .figures import COLOURS, styled
+from .figures import COLOURS, note_below, styled
 from ..study.frames import setting_order, shot_order
 from ..study.study import Study
 from ..transfer.datasets import get_target
 
 # %% ../../nbs/57_pictures.ipynb #4c685aa8
+def _read_as(ax, name:str, source:str, picture): # picture: of the source class, or None: it is written out
+    "The source class that a target class is read as; framed where the names agree"
+    if picture is None:
+        ax.text(.5, .5, source.replace(' ', '\n'), ha='center', va='center', fontsize=7, transform=ax.transAxes)
+    else:
+        ax.imshow(picture)
+        ax.set_xlabel(source, fontsize=8, labelpad=1)
+    for s in ax.spines.values(): s.set(visible=source == name, color=COLOURS[3], lw=2)
+
+def _bare(axs, labels:list):
+    "No ticks, no frames around targets, and names to the left"
+    for ax in axs.flat: ax.set(xticks=[], yticks=[])
+    for ax in axs[0]: ax.spines[:].set_visible(False)
+    for ax, label in zip(axs[:, 0], labels): ax.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
+
+def _whose(record, shown:int) -> str:
+    "Which trial a mapping is of, and how much of it is seen"
+    t, classes = record['trial'], len(record['data']['classes'])
+    says = f"{t['mode']}, {t['shots']} shots, network {record['setting']['network_seed']}, seed {t['seed']}"
+    more = f'; {shown} of {classes} classes' if classes > shown else ''
+    return f'{says}; green frame: source class of the same name{more}'
+
+# %% ../../nbs/57_pictures.ipynb #7acadb74
 def mapping_picture(
     records:list, # one record a setting, of a VP mode, same target
     target_images, # one a target class, [h, w, 3], values 0 to 1; None where there is none
@@ -23,58 +46,91 @@ def mapping_picture(
     most:int=10, # target classes shown
 ):
     "Target classes across; the target image, then the mapped source class by setting"
-    every = records[0]['data']['classes']
-    classes = every[:most]
+    classes, lines = records[0]['data']['classes'][:most], 1 + len(records)
+    size = (.75 if source_images else 1.1) * len(classes) + 1, .85 * lines + .3
     with styled({'axes.grid': False}):
-        fig, axs = plt.subplots(1 + len(records), len(classes), figsize=((.75 if source_images else 1.1) * len(classes) + 1, .85 * (1 + len(records)) + .3),
-                                squeeze=False)
+        fig, axs = plt.subplots(lines, len(classes), figsize=size, squeeze=False)
         for c, name in enumerate(classes):
             if target_images[c] is not None: axs[0, c].imshow(target_images[c])
             axs[0, c].set_title(name, fontsize=8, wrap=True)
             for row, r in zip(axs[1:], records):
-                got = r['mapping']['source_name'][c]
-                if got in source_images: row[c].imshow(source_images[got]); row[c].set_xlabel(got, fontsize=8, labelpad=1)
-                else: row[c].text(.5, .5, got.replace(' ', '\n'), ha='center', va='center', fontsize=7, transform=row[c].transAxes)
-                for s in row[c].spines.values(): s.set(visible=got == name, color=COLOURS[3], lw=2)
-        for ax in axs.flat: ax.set(xticks=[], yticks=[])
-        for ax in axs[0]: [s.set_visible(False) for s in ax.spines.values()]
-        for ax, label in zip(axs[:, 0], ['target', *names]): ax.set_ylabel(label, rotation=0, ha='right', va='center', fontsize=8)
-        t = records[0]['trial']
-        fig.text(0, -.02, f"{t['mode']}, {t['shots']} shots, network {records[0]['setting']['network_seed']}, seed {t['seed']}; green frame: source class of the same name"
-                 + (f'; {most} of {len(every)} classes' if len(every) > most else ''), fontsize=7, color='.4')
+                source = r['mapping']['source_name'][c]
+                _read_as(row[c], name, source, source_images.get(source))
+        _bare(axs, ['target', *names])
+        note_below(fig, _whose(records[0], most))
     return fig
 
 # %% ../../nbs/57_pictures.ipynb #fa34bd7f
-def source_pictures(backbone:str, names:list, index:list) -> dict: # name -> [h, w, 3], values 0 to 1
-    "A picture of each source class: a character as it is printed, an image of an ImageNet pack that is here; empty where there is none"
+def _glyph_pictures() -> dict: # name -> [h, w, 3]
+    "Each character as it is printed"
     from vpstudy.networks.glyphs import GLYPHS, letters
+    return {c: np.repeat(letters('train')[0, i, :, :, None].numpy(), 3, 2) for i, c in enumerate(GLYPHS)}
+
+def _first_of(labels) -> dict: # class -> index of its first image
+    "Where each class is seen first"
+    first = {}
+    for i, c in enumerate(labels): first.setdefault(int(c), i)
+    return first
+
+def source_pictures(backbone:str, names:list, index:list) -> dict: # name -> [h, w, 3], values 0 to 1
+    """A picture of each source class: a character as it is printed, an image of an ImageNet pack that is here;
+    empty where there is none"""
     from vpstudy.base.packs import decoded, get_pack, packs_here
-    if backbone.startswith('glyphs'): return {c: np.repeat(letters('train')[0, i, :, :, None].numpy(), 3, 2) for i, c in enumerate(GLYPHS)}
+    if backbone.startswith('glyphs'): return _glyph_pictures()
     pack = next((get_pack(n) for n in packs_here() if n.startswith('imagenet1k')), None)
     if pack is None: return {}
-    x, first = decoded(pack, 'test', 64, 'bilinear', 64), {int(c): i for i, c in reversed([*enumerate(pack.labels[pack.rows('test')])])}
+    x, first = decoded(pack, 'test', 64, 'bilinear', 64), _first_of(pack.labels[pack.rows('test')])
     return {n: x[first[i]].permute(1, 2, 0).numpy() for n, i in zip(names, index) if i in first}
+
+# %% ../../nbs/57_pictures.ipynb #a3800925
+def _one_run(rows) -> pd.DataFrame: # rows: of one mode; index: setting
+    "At the largest budget the trials of one network and seed: those where most settings are there"
+    rows = rows[rows.shots == shot_order(rows.shots)[-1]]
+    many = rows.groupby(['network_seed', 'seed']).size()
+    rows = rows.set_index(['network_seed', 'seed']).loc[[many.idxmax()]]
+    return rows.drop_duplicates('setting').set_index('setting')
+
+def _target_pictures(target, most:int=10) -> list: # of [h, w, 3], or None where a class has no test image
+    "The first test image of each of the first classes"
+    first = _first_of(target.labels['test'])
+    first = {c: first[c] for c in range(min(most, len(target.classes))) if c in first}
+    pixels = target.pixels('test', index=[*first.values()]).permute(0, 2, 3, 1).numpy() / 255
+    images = dict(zip(first, pixels))
+    return [images.get(c) for c in range(min(most, len(target.classes)))]
 
 def mapping_pictures(study:Study, mode:str='ilm'): # yields (figure or a sentence, its name)
     "Target classes and the source class each setting reads them as, at the largest budget, one network and seed"
     for _, records, rows, name in study.by_target('mapping_picture'):
         rows = rows[rows['mode'] == mode]
         if not len(rows): continue
-        rows = rows[rows.shots == shot_order(rows.shots)[-1]]
-        many = rows.groupby(['network_seed', 'seed']).size()
-        rows = rows.set_index(['network_seed', 'seed']).loc[[many.idxmax()]].drop_duplicates('setting').set_index('setting') # where most settings are there
-        picked = {s: next(r for r in records if r['id'] == rows.id[s]) for s in setting_order(rows.index)}
+        rows, by_id = _one_run(rows), {r['id']: r for r in records}
+        picked = {s: by_id[rows.id[s]] for s in setting_order(rows.index)}
         try: target = get_target(rows.target.iloc[0])
-        except BadInput: yield f'*No pictures: the images of {rows.target.iloc[0]} are not on this machine (see VPSTUDY_PACKS).*', name; continue
-        labels = target.labels['test'].tolist()
-        firsts = {c: labels.index(c) for c in range(min(10, len(target.classes))) if c in labels}
-        images = dict(zip(firsts, target.pixels('test', index=[*firsts.values()]).permute(0, 2, 3, 1).numpy() / 255))
-        seen = {n: i for r in picked.values() for n, i in zip(r['mapping']['source_name'], r['mapping']['source_index'])}
-        read, shown = source_pictures(rows.backbone.iloc[0], [*seen], [*seen.values()]), [images.get(c) for c in range(min(10, len(target.classes)))]
-        yield mapping_picture([*picked.values()], shown, read, [*picked]), name
+        except BadInput:
+            where = f'the images of {rows.target.iloc[0]} are not on this machine (see VPSTUDY_PACKS)'
+            yield f'*No pictures: {where}.*', name
+            continue
+        mapped = [r['mapping'] for r in picked.values()]
+        seen = {n: i for m in mapped for n, i in zip(m['source_name'], m['source_index'])}
+        source = source_pictures(rows.backbone.iloc[0], [*seen], [*seen.values()])
+        yield mapping_picture([*picked.values()], _target_pictures(target), source, [*picked]), name
 
 # %% ../../nbs/57_pictures.ipynb #6b85cd81
 SHADES = dict(worse=COLOURS[2], better=COLOURS[3], close=COLOURS[1], undecided='.6', **{'not judged': '.85'})
+
+def _claim_rows(ax, rows):
+    "Each row's difference with its 95 % interval, coloured by its verdict"
+    for y, (_, r) in enumerate(rows.iterrows()):
+        if np.isfinite(r.low): ax.plot([r.low, r.high], [y, y], color=SHADES[r.verdict], lw=1.5)
+        ax.plot(r['mean'], y, 'o', color=SHADES[r.verdict], ms=4)
+    ax.set_yticks(range(len(rows)), rows.row, fontsize=7); ax.grid(axis='y', visible=False)
+    ax.set_ylim(-.7, len(rows) - .3)
+
+def _claim_note(rows) -> str:
+    "What a claim's picture rests on, and how it is read"
+    return (f'{rows.networks.max()} x {rows.seeds.max()} networks and seeds at most; {distinct(rows)} trials; '
+            f'{rows.holes.sum()} pairs of network and seed missing of what is drawn.\n'
+            'Bars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows')
 
 def claim_picture(rows:pd.DataFrame, claim:Claim): # rows of one claim, of `judge_claims`
     "Every row's difference with its 95 % interval, the margin as a band, the verdict as a colour"
@@ -82,15 +138,11 @@ def claim_picture(rows:pd.DataFrame, claim:Claim): # rows of one claim, of `judg
     with styled():
         fig, ax = plt.subplots(figsize=(7, .22 * len(rows) + .9))
         ax.axvspan(-claim.margin, claim.margin, color='.93'); ax.axvline(0, color='k', lw=.8)
-        for y, (_, r) in enumerate(rows.iterrows()):
-            if np.isfinite(r.low): ax.plot([r.low, r.high], [y, y], color=SHADES[r.verdict], lw=1.5)
-            ax.plot(r['mean'], y, 'o', color=SHADES[r.verdict], ms=4)
-        ax.set_yticks(range(len(rows)), rows.row, fontsize=7); ax.grid(axis='y', visible=False); ax.set_ylim(-.7, len(rows) - .3)
+        _claim_rows(ax, rows)
         ax.set_xlabel(f'{claim.estimand} ({claim.metric})', fontsize=8)
-        for v in [v for v in SHADES if v in set(rows.verdict)]: ax.plot([], [], 'o-', color=SHADES[v], label=v)
+        for v, shade in SHADES.items():
+            if v in set(rows.verdict): ax.plot([], [], 'o-', color=shade, label=v)
         if len(rows): ax.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=7)
-        note = (f'{rows.networks.max()} x {rows.seeds.max()} networks and seeds at most; {distinct(rows)} trials; '
-                f'{rows.holes.sum()} pairs of network and seed missing of what is drawn.\n'
-                'Bars: 95 %, each alone; band: margin; colours: verdicts, adjusted over the rows')
-        ax.annotate(note, (0, 0), (-100, -54), xycoords='axes fraction', textcoords='offset points', fontsize=7, color='.4')
+        below = dict(xytext=(-100, -54), xycoords='axes fraction', textcoords='offset points')
+        ax.annotate(_claim_note(rows), (0, 0), **below, fontsize=7, color='.4')
     return fig

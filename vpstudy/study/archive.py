@@ -28,8 +28,8 @@ def _answers(record, folder):
     conf, right = confidence(arrays['logits'], arrays['labels'])
     return dict(correct=right.bool().tolist(), confidence=conf.float().numpy().round(3))
 
-def _with_answers(found, folder, seen): # seen: id -> row of an archive, which knows the answers of what was restored from it
-    "Rows of records by id, and reasons for those that have none"
+def _with_answers(found, folder, seen): # seen: id -> row of an archive
+    "Rows of records by id, and reasons for those without; archives know the answers of what was restored from them"
     rows, bad = {}, []
     for record in found:
         try: row = dict(id=record['id'], record=record, **_answers(record, folder))
@@ -50,12 +50,13 @@ def _as_parquet(rows): # -> a table of pyarrow
     return table.replace_schema_metadata({**(table.schema.metadata or {}), 'vpstudy': json.dumps(note)})
 
 # %% ../../nbs/42_archive.ipynb #1509bae3
-def _refuse_loss(lost, agreed, same, out, where): # lost: ids; agreed, same: id -> record, of archives, and of those with the parents that are here
+def _refuse_loss(lost, agreed, same, out, where): # lost: ids; agreed: id -> record; same: with parents as here
     "`BadInput` if writing `out` would lose trials that it has"
     if not lost: return
     folder = records_path(where)
     if {*lost} & {*agreed} - {*same}:
-        why = f'{folder} has results of another training of their network; give another name, or keep the two apart with --records'
+        why = (f'{folder} has results of another training of their network; '
+               'give another name, or keep the two apart with --records')
     elif out in archive_files(where):
         why = 'another table has other results of them; give another name, or move one of the tables away'
     else: why = f'{folder} has no record of them; unpack the table there first, or give another name'
@@ -68,7 +69,8 @@ def write_archive(
     "Write all whole records, and those of archives beside them, as one archive"
     import pyarrow.parquet as pq
     out = Path(out).expanduser()
-    if out.suffix != '.parquet': raise BadInput(f'{str(out)!r} is not the name of a table; give one that ends in .parquet')
+    if out.suffix != '.parquet':
+        raise BadInput(f'{str(out)!r} is not the name of a table; give one that ends in .parquet')
     found, bad = read_records(where)
     agreed, reasons = read_archives(where) # what two archives disagree about is in none
     same, other = same_parents(agreed, parents_of(found))
@@ -77,7 +79,7 @@ def write_archive(
     own, damaged = _with_answers(found, records_path(where), {**before, **kept})
     _refuse_loss(sorted({*before} - {*kept, *own}), agreed, same, out, where)
     left_out, rows = [*bad, *damaged, *reasons, *other], sorted({**kept, **own}.values(), key=lambda row: row['id'])
-    if not rows: raise BadInput(f'{records_path(where)} holds no record to pack' + (f'; {left_out[0]}' if left_out else ''))
+    if not rows: raise BadInput('; '.join([f'{records_path(where)} holds no record to pack', *left_out[:1]]))
     with writing(out) as f: pq.write_table(_as_parquet(rows), f, compression='zstd')
     return dict(records=len(rows), without_images=sum(row['correct'] is None for row in rows), left_out=left_out)
 
@@ -144,7 +146,11 @@ def read_all(where=None) -> tuple: # (list of records, list of reasons)
     "Every whole record once, of the directory and of archives, and why others were left out"
     return with_archives(*read_records(where), where)
 
-def find_record(setting:Setting, trial:Trial, where=None, archives:bool=True) -> dict|None: # archives: look into them, too
+def find_record(
+    setting:Setting, trial:Trial,
+    where=None, # records directory
+    archives:bool=True, # look into them, too
+) -> dict|None:
     "The record of a trial that is done - in the directory, its logits checked, or in an archive - else None"
     if is_done(setting, trial, where): return read_record(record_path(setting, trial, where))
     return read_archives(where)[0].get(trial.id(setting)) if archives and archive_files(where) else None
@@ -162,11 +168,12 @@ def restore(archive, where=None) -> dict: # restored, there (had a record alread
     return dict(restored=len(new), there=len(files) - len(new), left_out=bad)
 
 # %% ../../nbs/42_archive.ipynb #5b1893ba
-def read_answers(records:list, where=None) -> dict: # id -> (correct [n], confidence [n])
-    "What became of every test image of these trials: from an archive, else from the logits beside a record; a trial that has neither is left out"
+def read_answers(records:list, where=None) -> dict: # id -> (correct [n], confidence [n]), of trials that have them
+    "What became of every test image of these trials: from an archive, else from the logits beside a record"
     metrics, folder, out = {r['id']: r['metrics'] for r in records}, records_path(where), {}
     for row in (row for path in archive_files(where) for row in read_archive(path)[0]):
-        if row['record']['metrics'] != metrics.get(row['id']) or row['correct'] is None: continue # not of the result that counts
+        if row['correct'] is None: continue
+        if row['record']['metrics'] != metrics.get(row['id']): continue # not of the result that counts
         out[row['id']] = np.array(row['correct'], float), np.array(row['confidence'], float)
     for r in records:
         if r['id'] in out or r['logits']['file'] is None: continue

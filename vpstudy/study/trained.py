@@ -49,8 +49,9 @@ def keep(
         if isinstance(learned, torch.Tensor): tensors[part] = learned
         elif part != 'network' or networks: tensors |= {f'{part}.{k}': v for k, v in learned.state_dict().items()}
     pixels = getattr(fit.learned.get('prompt'), 'pixels', backbone.canvas)
-    shown = dict(pixels=pixels, stored=target.pixels_of(trial.split, pixels, backbone.interpolation), canvas=backbone.canvas,
-                 mean=backbone.mean, std=backbone.std, interpolation=backbone.interpolation)
+    stored = target.pixels_of(trial.split, pixels, backbone.interpolation)
+    shown = dict(pixels=pixels, stored=stored, canvas=backbone.canvas, mean=backbone.mean, std=backbone.std,
+                 interpolation=backbone.interpolation)
     about = dict(record=trial.id(setting), setting=asdict(setting), trial=asdict(trial), classes=target.classes,
                  temperature=temperature, **shown)
     return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(vpstudy=json.dumps(about)))
@@ -61,14 +62,16 @@ def learned(path:Path) -> tuple: # path: of a record; (record, tensors by name, 
     record = read_record(path)
     kept = record.get('trained')
     if not kept or not isinstance(kept, dict):
-        raise BadInput(f'{record["id"]}: nothing was kept of what it learned, for it was made before trials kept it or comes '
-                       f'from a packed table; delete {path} and run its setting again')
+        raise BadInput(f'{record["id"]}: nothing was kept of what it learned, for it was made before trials kept it '
+                       f'or comes from a packed table; delete {path} and run its setting again')
     file = Path(path).parent/kept['file']
     back = 'bring it back, or delete the record and run its setting again'
     if not file.is_file(): raise BadInput(f'{record["id"]}: what it learned, {file}, is gone; {back}')
     if sha256(file) != kept['sha256']: raise BadInput(f'{file}: not what {record["id"]} learned; {back}')
-    with safe_open(file, 'pt') as f: tensors, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['vpstudy'])
-    if about['record'] != record['id']: raise BadInput(f'{file}: what {about["record"]} learned, not {record["id"]}; {back}')
+    with safe_open(file, 'pt') as f:
+        tensors, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['vpstudy'])
+    if about['record'] != record['id']:
+        raise BadInput(f'{file}: what {about["record"]} learned, not {record["id"]}; {back}')
     return record, tensors, about
 
 def find_path(record, records=None) -> Path: # record: a path, a record or an id; records: directory
@@ -95,7 +98,8 @@ def network_of_record(record:dict) -> Backbone:
                        'bring that file, or run the setting again')
     backbone, want = compressed(setting), record['upstream'].get('weights_sha256')
     if (here := backbone.upstream['weights_sha256']) != want:
-        raise BadInput(f'{record["id"]} was made with weights {str(want)[:10]}, those of {setting.id} here are {here[:10]}; '
+        raise BadInput(f'{record["id"]} was made with weights {str(want)[:10]}, '
+                       f'those of {setting.id} here are {here[:10]}; '
                        'bring the old checkpoint back, or run the trial again with the new one')
     return backbone
 
@@ -115,32 +119,44 @@ class Core(nn.Module):
         for name, v in dict(mean=mean, std=std).items(): self.register_buffer(name, torch.tensor(v)[:, None, None])
     def forward(self, images): # float [B, 3, pixels, pixels], values 0 to 1
         x = (self.prompt(images) - self.mean) / self.std
-        if not torch.compiler.is_exporting(): x = x.contiguous(memory_format=torch.channels_last) # as when it was scored
+        if not torch.compiler.is_exporting(): # as when it was scored
+            x = x.contiguous(memory_format=torch.channels_last)
         return self.read(self.net(x))
 
 # %% ../../nbs/43_trained.ipynb #f0c9fa96
 def _part(tensors, name): return {k.removeprefix(f'{name}.'): v for k, v in tensors.items() if k.startswith(f'{name}.')}
 
+def _fine_tuned(record, tensors, backbone, n): # n: classes
+    "The network of a trial that trained it, with its own head"
+    if not (state := _part(tensors, 'network')):
+        raise BadInput(f'{record["id"]}: its fine-tuned network was not kept; '
+                       'delete the record and run its setting again with keep_networks: true')
+    net = backbone.trainable()
+    swap_head(net, backbone.head, new_head(net.get_submodule(backbone.head), n))
+    net.load_state_dict(state)
+    return bake(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+def _prompt(trial, tensors, canvas):
+    if not trial.prompt: return
+    prompt = prompts[trial.prompt](canvas, trial.size)
+    prompt.load_state_dict(_part(tensors, 'prompt'))
+    return prompt
+
+def _read(tensors):
+    "What makes target logits of a network's output: a mapping or a linear layer"
+    if 'mapping' in tensors: return ReadOff(tensors['mapping'])
+    head = nn.Linear(*reversed(tensors['head.weight'].shape))
+    head.load_state_dict(_part(tensors, 'head'))
+    return head
+
 def rebuilt(record:dict, tensors:dict, about:dict, device:torch.device) -> Core:
     "A trial's prompt, network and head, put together again"
     trial, backbone = Trial(**record['trial']), network_of_record(record)
     if 'network' in modes[trial.mode].learns:
-        if not (state := _part(tensors, 'network')):
-            raise BadInput(f'{record["id"]}: its fine-tuned network was not kept; '
-                           'delete the record and run its setting again with keep_networks: true')
-        net = backbone.trainable()
-        swap_head(net, backbone.head, new_head(net.get_submodule(backbone.head), len(about['classes'])))
-        net.load_state_dict(state)
-        net = bake(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        net = _fine_tuned(record, tensors, backbone, len(about['classes']))
         return Core(None, net, nn.Identity(), about['mean'], about['std']).to(device)
-    frozen, prompt = network_for(Frozen(backbone, 'fp32', str(device)), modes[trial.mode].reads, about['classes']), None
-    if trial.prompt:
-        prompt = prompts[trial.prompt](about['canvas'], trial.size)
-        prompt.load_state_dict(_part(tensors, 'prompt'))
-    if 'mapping' in tensors: read = ReadOff(tensors['mapping'])
-    else:
-        read = nn.Linear(*reversed(tensors['head.weight'].shape))
-        read.load_state_dict(_part(tensors, 'head'))
+    frozen = network_for(Frozen(backbone, 'fp32', str(device)), modes[trial.mode].reads, about['classes'])
+    prompt, read = _prompt(trial, tensors, about['canvas']), _read(tensors)
     return Core(prompt, frozen.exact_net, read, about['mean'], about['std']).eval().requires_grad_(False).to(device)
 
 # %% ../../nbs/43_trained.ipynb #7c56ed08
@@ -169,7 +185,8 @@ def _bytes(x): # -> uint8 [n, C, h, w]
     x = x.detach().cpu()
     x = x[None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
-        raise BadInput(f'a tensor of shape {tuple(x.shape)} is no image; give [C, h, w] or [n, C, h, w] with C = 1 or 3')
+        raise BadInput(f'a tensor of shape {tuple(x.shape)} is no image; '
+                       'give [C, h, w] or [n, C, h, w] with C = 1 or 3')
     if x.dtype == torch.uint8: return x
     if not x.is_floating_point() or not x.isfinite().all() or x.min() < 0 or x.max() > 1:
         raise BadInput(f'images of type {x.dtype} with values from {x.min():g} to {x.max():g} are not allowed; '
@@ -204,8 +221,8 @@ class TrainedTrial(nn.Module):
     ) -> torch.Tensor: # [n, K], rows add up to 1
         "Probabilities of the target's classes"
         if calibrated and self.temperature is None:
-            raise BadInput(f'calibrated=True is not possible: {self.record["id"]} had no image left to fit a temperature on; '
-                           'leave it out')
+            raise BadInput(f'calibrated=True is not possible: {self.record["id"]} had no image left '
+                           'to fit a temperature on; leave it out')
         temperature = self.temperature if calibrated is not False and self.temperature else 1
         return (self.logits(images).double() / temperature).softmax(1).float()
 
@@ -246,23 +263,30 @@ def _quiet(): # exporters talk about themselves
         finally: logging.disable(logging.NOTSET)
 
 # %% ../../nbs/43_trained.ipynb #96bdc040
-def export_trial(trial:TrainedTrial, out) -> Path: # out: *.onnx or *.pt2
-    "Write a trial as one function: float images [B, 3, pixels, pixels], 0 to 1 -> `logits` and `probabilities` [B, K]"
-    out = Path(out).expanduser()
+def _check_out(out):
     if out.suffix not in ('.onnx', '.pt2'):
         raise BadInput(f'{str(out)!r} names no format; give a file that ends in .onnx or .pt2')
     if out.is_dir(): raise BadInput(f'{out} is a folder; give the name of a file')
     if out.suffix == '.onnx': needs('onnxscript', 'onnx')
+
+def _write_onnx(program, out, about): # program: of torch.export
+    names = dict(input_names=['images'], output_names=['logits', 'probabilities'])
+    model = torch.onnx.export(program, (), dynamo=True, verbose=False, **names).model_proto
+    for k, v in about.items(): model.metadata_props.add(key=f'vpstudy.{k}', value=json.dumps(v))
+    with writing(out) as f: f.write(model.SerializeToString())
+
+def _write_pt2(program, out, about):
+    with writing(out) as f: torch.export.save(program, f, extra_files={'vpstudy.json': json.dumps(about)})
+
+def export_trial(trial:TrainedTrial, out) -> Path: # out: *.onnx or *.pt2
+    "Write a trial as one function: float images [B, 3, pixels, pixels], 0 to 1 -> `logits` and `probabilities` [B, K]"
+    out = Path(out).expanduser()
+    _check_out(out)
     about = {k: trial.about[k] for k in ('record', 'classes', 'pixels', 'interpolation', 'temperature')}
     with _quiet(), torch.no_grad():
         example = torch.rand(2, 3, about['pixels'], about['pixels'])
         program = torch.export.export(Exported(trial.core, trial.temperature).eval(), (example,),
                                       dynamic_shapes=dict(images={0: torch.export.Dim('batch')}))
-        if out.suffix == '.pt2':
-            with writing(out) as f: torch.export.save(program, f, extra_files={'vpstudy.json': json.dumps(about)})
-            return out
-        model = torch.onnx.export(program, (), dynamo=True, input_names=['images'], output_names=['logits', 'probabilities'],
-                                  verbose=False).model_proto
-    for k, v in about.items(): model.metadata_props.add(key=f'vpstudy.{k}', value=json.dumps(v))
-    with writing(out) as f: f.write(model.SerializeToString())
+        write = _write_pt2 if out.suffix == '.pt2' else _write_onnx
+        write(program, out, about)
     return out
