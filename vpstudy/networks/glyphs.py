@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from ..base.core import BadInput, data_path, rng, seed_everything, sha256, write_atomic
 from ..base.machine import using_threads
 from ..base.progress import doing, progress
-from .source import Source, sources
+from .source import Source
 from .backbone import Backbone, load_net, net_sha256, save_net
 from .trainer import Batches, Recipe, Trainer, top1
 

@@ -10,7 +10,6 @@ import math
 from functools import partial
 import torch.nn as nn, torch.nn.functional as F
 from .glyphs import GLYPHS, GlyphsModel, ResBlock
-from .source import sources
 from .trainer import Recipe
 
 # %% ../../nbs/14a_glyphs_vit.ipynb #4d7be1e7

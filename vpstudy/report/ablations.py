@@ -69,8 +69,7 @@ def contrast_table(
     metric:str='accuracy',
     contrasts:dict=CONTRASTS,
     answers:dict={}, # id -> (correct, confidence), of `archive.read_answers`
-# contrast, target, shots, setting; difference, its 95 % interval, n pairs, images as in `differences`
-) -> pd.DataFrame:
+) -> pd.DataFrame: # contrast, target, shots, setting; difference, low, high, n, images: as in `differences`
     "What each part is worth by setting, and how much less or more on a compressed setting than on dense"
     resampled, pairs = Resampled(answers), _with_trials(paired_modes(table, metric, contrasts))
     against = _against_dense(pairs)

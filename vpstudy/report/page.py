@@ -22,8 +22,8 @@ def _how_far(s:Study) -> list: # of sentences
     has, lost = f'{len(s.found)} of {len(s.expected)} trials have a record', len(s.missing)
     gone = f'**{lost} are missing**, listed at the end. Everything below is of what is there.'
     return [f'{has}; {gone}' if lost else f'{has}.',
-            *(f'{n} of them come from the table `{table}`.' for table, n in sorted(s.archives.items())),
-            *(f'{n} missing ones are in the table `{table}`, which was not taken (`reuse`).'
+            *(f'{n} of them come from the archive `{table}`.' for table, n in sorted(s.archives.items())),
+            *(f'{n} missing ones are in the archive `{table}`, which was not taken (`reuse`).'
               for table, n in sorted(s.reusable.items())),
             *(f'**{nothing}**' for nothing in s.lost())]
 

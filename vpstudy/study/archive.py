@@ -58,8 +58,8 @@ def _refuse_loss(lost, agreed, same, out, where): # lost: ids; agreed: id -> rec
         why = (f'{folder} has results of another training of their network; '
                'give another name, or keep the two apart with --records')
     elif out in archive_files(where):
-        why = 'another table has other results of them; give another name, or move one of the tables away'
-    else: why = f'{folder} has no record of them; unpack the table there first, or give another name'
+        why = 'another archive has other results of them; give another name, or move one of the archives away'
+    else: why = f'{folder} has no record of them; restore the archive there first, or give another name'
     raise BadInput(f'{out} would lose {len(lost)} of its trials, e.g. {lost[0]}: {why}')
 
 def write_archive(
@@ -70,7 +70,7 @@ def write_archive(
     import pyarrow.parquet as pq
     out = Path(out).expanduser()
     if out.suffix != '.parquet':
-        raise BadInput(f'{str(out)!r} is not the name of a table; give one that ends in .parquet')
+        raise BadInput(f'{str(out)!r} is not the name of an archive; give one that ends in .parquet')
     found, bad = read_records(where)
     agreed, reasons = read_archives(where) # what two archives disagree about is in none
     same, other = same_parents(agreed, parents_of(found))
@@ -101,7 +101,7 @@ def _checked_row(row, name): # name: what an error calls it
 def _read_archive(path, mtime, size): # one that has changed is read again
     import pyarrow as pa, pyarrow.parquet as pq
     try: rows = pq.read_table(path, columns=['id', 'record', 'correct', 'confidence']).to_pylist()
-    except (OSError, pa.ArrowException) as e: return [], [f'{path}: not a table of records ({str(e).splitlines()[0]})']
+    except (OSError, pa.ArrowException) as e: return [], [f'{path}: not an archive of records ({str(e).splitlines()[0]})']
     good, bad = [], []
     for i, row in enumerate(rows):
         try: good.append(_checked_row(row, f'{path}, row {i}'))
@@ -113,7 +113,7 @@ def _stamp(path): return path, path.stat().st_mtime_ns, path.stat().st_size
 def read_archive(path) -> tuple: # (rows: dicts with id, record, correct, confidence; reasons for rows left out)
     "The trusted rows of an archive"
     path = Path(path).expanduser()
-    if not path.is_file(): raise BadInput(f'{path}: no such table')
+    if not path.is_file(): raise BadInput(f'{path}: no such archive')
     return _read_archive(*_stamp(path))
 
 # %% ../../nbs/42_archive.ipynb #e905a676

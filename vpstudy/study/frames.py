@@ -34,7 +34,7 @@ def groups(table, *keys):
 
 # %% ../../nbs/41a_frames.ipynb #1f102cae
 def mean_table(table:pd.DataFrame, metrics=('accuracy', 'ece', 'legacy_ece', 'semantic')) -> pd.DataFrame:
-    "Mean over seeds by target, mode, shots and setting, with n"
+    "Mean over networks and seeds by target, mode, shots and setting, with n"
     keys = 'target', 'mode', 'shots', 'setting'
     def row(key, rows): return {**dict(zip(keys, key)), **rows[list(metrics)].astype(float).mean(), 'n': len(rows)}
     return pd.DataFrame([row(key, rows) for key, rows in groups(table, *keys)])

@@ -63,7 +63,7 @@ def learned(path:Path) -> tuple: # path: of a record; (record, tensors by name, 
     kept = record.get('trained')
     if not kept or not isinstance(kept, dict):
         raise BadInput(f'{record["id"]}: nothing was kept of what it learned, for it was made before trials kept it '
-                       f'or comes from a packed table; delete {path} and run its setting again')
+                       f'or comes from an archive; delete {path} and run its setting again')
     file = Path(path).parent/kept['file']
     back = 'bring it back, or delete the record and run its setting again'
     if not file.is_file(): raise BadInput(f'{record["id"]}: what it learned, {file}, is gone; {back}')
@@ -84,7 +84,7 @@ def find_path(record, records=None) -> Path: # record: a path, a record or an id
     found = sorted(records_path(records).glob(f'*/{glob.escape(str(record))}.json'))
     if len(found) == 1: return found[0]
     if record in read_archives(records)[0]:
-        raise BadInput(f'{record} is a row of a packed table, which holds no prompt and no head; '
+        raise BadInput(f'{record} is a row of an archive, which holds no prompt and no head; '
                        'run its setting here to have them')
     raise BadInput(f'record {str(record)!r} is not in {records_path(records)}; '
                    'give the path of a record (*.json), or the id of one that is there')
